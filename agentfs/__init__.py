@@ -1,0 +1,3 @@
+"""agentfs: a local directory that is a remote, replicated workspace."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Segments and the stores that keep them: one contract, several engines, and wrappers with the same contract."""

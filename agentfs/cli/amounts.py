@@ -1,0 +1,49 @@
+"""How values are shown to people: bytes, seconds, times, paths, and aligned columns."""
+
+import os
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+
+def bytes_text(count: int) -> str:
+    """`count` bytes with a binary unit, such as `1.4 MiB`."""
+    if count < 1024:
+        return f"{count} B"
+    amount = float(count)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        amount /= 1024
+        if amount < 1024:
+            return f"{amount:.1f} {unit}"
+    return f"{amount / 1024:.1f} PiB"
+
+
+def seconds_text(seconds: float) -> str:
+    """A span of time in its two largest units, such as `2 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def time_text(time_ns: int) -> str:
+    """A moment, given in nanoseconds since the epoch, in local time."""
+    return datetime.fromtimestamp(time_ns // 1_000_000_000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def columns(rows: Iterable[Sequence[str]]) -> list[str]:
+    """The rows as lines whose columns are aligned; numbers are set to the right by whoever made them."""
+    table = [list(row) for row in rows]
+    if not table:
+        return []
+    widths = [max(len(row[index]) for row in table) for index in range(len(table[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def path_text(path: Path | bytes) -> str:
+    """The path as text that any terminal and JSON can take; bytes that are no UTF-8 are shown as `\\xNN`."""
+    return os.fsencode(path).decode(errors="backslashreplace")

@@ -1,0 +1,113 @@
+"""`agentfs mount`: mounts a workspace, or lists what is mounted."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from agentfs.cli.arguments import PATH
+
+_OPTIONS_HELP = (
+    "Mount options: ro, rw, allow_other, uid=N, gid=N, umask=OCTAL, durability=close|fsync, label=TEXT, cache_dir=DIR,"
+    " root=DIR, and what mount(8) and fstab pass (noexec, nosuid, noauto, _netdev, x-…)."
+)
+
+
+@click.command()
+@click.argument("workspace", required=False)
+@click.argument("directory", required=False, type=PATH)
+@click.option("-f", "--foreground", is_flag=True, help="Serve the mount from here instead of from a daemon.")
+@click.option("-o", "option_lists", multiple=True, metavar="OPTIONS", help=_OPTIONS_HELP)
+@click.option("--durability", type=click.Choice(["close", "fsync"]), help="What waits until its bytes are safe.")
+@click.option("--label", help="What `agentfs log` and user.agentfs.writer call this mount. Default: HOST:PID.")
+@click.option("--cache-dir", type=PATH, help="Default: AGENTFS_CACHE_DIR, else XDG cache.")
+@click.option("--root", type=PATH, help="Where workspaces are kept. Default: AGENTFS_ROOT, else XDG data.")
+@click.option("--log-file", metavar="FILE", help="The log, - for stderr. Default: in the XDG state directory.")
+@click.option("--ready-fd", type=int, hidden=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, or one per mount.")
+def command(
+    workspace: str | None,
+    directory: Path | None,
+    foreground: bool,
+    option_lists: tuple[str, ...],
+    log_file: str | None,
+    ready_fd: int | None,
+    as_json: bool,
+    **overrides: Any,
+) -> int:
+    """Mount WORKSPACE, a name or a path, on the empty directory DIRECTORY.
+
+    Returns when the mount answers. Without arguments, lists what is mounted.
+    """
+    from agentfs.cli.mount_options import parse_options
+    from agentfs.cli.mount_plan import plan_mount
+
+    if workspace is None:
+        return _list(as_json=as_json)
+    if directory is None:
+        raise click.UsageError("name the directory to mount on: agentfs mount WORKSPACE DIRECTORY")
+    options = replace(parse_options(option_lists), **{name: value for name, value in overrides.items() if value is not None})
+    plan = plan_mount(workspace, directory, options, log_file=log_file)
+    return _mount(plan, foreground=foreground, ready_fd=ready_fd, as_json=as_json)
+
+
+def _mount(plan: Any, *, foreground: bool, ready_fd: int | None, as_json: bool) -> int:
+    import os
+
+    from agentfs.cli.daemon import ReadyPipe, Started, start_daemon
+    from agentfs.cli.layout import log_path, runtime_directory
+    from agentfs.cli.preflight import check_machine, check_mountpoint
+
+    check_machine(allow_other=plan.options.allow_other)
+    runtime_directory()
+    if check_mountpoint(plan.mountpoint):
+        click.echo("agentfs: the daemon of an earlier mount here was gone: cleared it away", err=True)
+    if foreground:
+        from agentfs.cli.serve import run_daemon
+
+        quiet = ready_fd is not None
+        return run_daemon(
+            plan,
+            ReadyPipe(ready_fd),
+            announce=lambda: None if quiet else _announce(plan, os.getpid(), as_json=as_json),
+        )
+    plan = plan if plan.log else replace(plan, log=log_path(plan.file.name, plan.mountpoint))
+    outcome = start_daemon(plan, plan.log)
+    if isinstance(outcome, Started):
+        _announce(plan, outcome.pid, as_json=as_json)
+        return 0
+    click.echo(f"agentfs: {outcome.line}", err=True)
+    return outcome.exit_code
+
+
+def _announce(plan: Any, pid: int, *, as_json: bool) -> None:
+    from agentfs.cli.amounts import path_text
+    from agentfs.cli.progress import echo_json
+
+    mountpoint = path_text(plan.mountpoint)
+    log = path_text(plan.log) if plan.log else None
+    if as_json:
+        echo_json({"workspace": plan.file.name, "mountpoint": mountpoint, "pid": pid, "log": log})
+        return
+    click.echo(f"workspace {plan.file.name} mounted on {mountpoint}{' (read-only)' if plan.options.read_only else ''}")
+    click.echo(f"  log: {log or 'stderr'}")
+    click.echo(f"  unmount: agentfs umount {mountpoint}")
+
+
+def _list(*, as_json: bool) -> int:
+    from agentfs.cli.amounts import columns
+    from agentfs.cli.mount_list import list_mounts
+    from agentfs.cli.progress import echo_json
+
+    mounts = list_mounts()
+    if as_json:
+        for mount in mounts:
+            echo_json(mount)
+        return 0
+    if not mounts:
+        click.echo("nothing is mounted: agentfs mount WORKSPACE DIRECTORY")
+        return 0
+    for line in columns([("WORKSPACE", "MOUNTPOINT", "STATE", "PID", "SINCE", "LOG"), *(mount.row() for mount in mounts)]):
+        click.echo(line)
+    return 0

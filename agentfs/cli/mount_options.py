@@ -1,0 +1,124 @@
+"""What `-o` may say: our own options, and those that mount(8) and fstab pass to every filesystem."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, cast, get_args
+
+from agentfs.cli.workspace_file import Durability
+from agentfs.model.errors import Invalid
+
+_KERNEL: Final = frozenset(
+    {
+        *("exec", "noexec", "suid", "nosuid", "dev", "nodev", "sync", "async", "dirsync"),
+        *("atime", "noatime", "diratime", "nodiratime"),
+    },
+)
+"""Options that the kernel applies to any filesystem: they go to FUSE as they are."""
+
+_IGNORED: Final = frozenset(
+    {
+        *("defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "comment"),
+        *("relatime", "norelatime", "strictatime", "lazytime", "nolazytime", "silent", "loud", "default_permissions", "sloppy"),
+    },
+)
+"""Options that mean something to mount(8) or systemd only, or that say what is so anyway."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountOptions:
+    """What was asked of a mount. None leaves the workspace's or the system's default. `kernel` goes to FUSE as it is."""
+
+    read_only: bool = False
+    allow_other: bool = False
+    uid: int | None = None
+    gid: int | None = None
+    umask: int | None = None
+    durability: Durability | None = None
+    label: str | None = None
+    cache_dir: Path | None = None
+    root: Path | None = None
+    kernel: tuple[str, ...] = ()
+
+
+def parse_options(lists: Iterable[str]) -> MountOptions:
+    """The options in comma-separated lists; the last of two that contradict each other wins.
+
+    Raises Invalid naming the option. With `sloppy` among them (mount(8)'s -s), unknown ones are ignored.
+    """
+    words = [word for text in lists for word in text.split(",") if word]
+    sloppy = "sloppy" in words
+    options = MountOptions()
+    for word in words:
+        options = _with(options, word, sloppy=sloppy)
+    return options
+
+
+def _with(options: MountOptions, word: str, *, sloppy: bool) -> MountOptions:
+    name, given, value = word.partition("=")
+    if not given and name in _FLAGS:
+        return replace(options, **cast("dict[str, Any]", _FLAGS[name]))
+    if given and name in _VALUES:
+        field, read = _VALUES[name]
+        return replace(options, **cast("dict[str, Any]", {field: read(name, value)}))
+    if not given and name in _KERNEL:
+        return replace(options, kernel=(*(old for old in options.kernel if not _contradict(old, name)), name))
+    if sloppy or name.startswith(("x-", "X-")) or name in _IGNORED:
+        return options
+    raise Invalid(f"unknown mount option {word!r}: `agentfs mount --help` lists them")
+
+
+def _contradict(one: str, other: str) -> bool:
+    return one == other or one == f"no{other}" or other == f"no{one}" or {one, other} == {"sync", "async"}
+
+
+def _number(name: str, value: str) -> int:
+    if not value.isascii() or not value.isdigit() or int(value) >= 2**32 - 1:
+        raise Invalid(f"mount option {name}={value}: a user or group number is needed, such as {name}=1000")
+    return int(value)
+
+
+def _octal(name: str, value: str) -> int:
+    try:
+        mask = int(value, 8)
+    except ValueError:
+        mask = -1
+    if not 0 <= mask <= 0o777:
+        raise Invalid(f"mount option {name}={value}: an octal mask is needed, such as {name}=022")
+    return mask
+
+
+def _durability(name: str, value: str) -> str:
+    if value not in get_args(Durability):
+        raise Invalid(f"mount option {name}={value}: it can be {' or '.join(get_args(Durability))}")
+    return value
+
+
+def _text(name: str, value: str) -> str:
+    if not value or len(value) > 255:
+        raise Invalid(f"mount option {name} needs a value of 1 to 255 characters")
+    return value
+
+
+def _absolute(name: str, value: str) -> Path:
+    path = Path(value)
+    if not path.is_absolute():
+        raise Invalid(f"mount option {name}={value}: an absolute path is needed, since mount(8) runs from anywhere")
+    return path
+
+
+_FLAGS: Final[dict[str, dict[str, bool]]] = {
+    "ro": {"read_only": True},
+    "rw": {"read_only": False},
+    "allow_other": {"allow_other": True},
+}
+
+_VALUES: Final[dict[str, tuple[str, Callable[[str, str], object]]]] = {
+    "uid": ("uid", _number),
+    "gid": ("gid", _number),
+    "umask": ("umask", _octal),
+    "durability": ("durability", _durability),
+    "label": ("label", _text),
+    "cache_dir": ("cache_dir", _absolute),
+    "root": ("root", _absolute),
+}

@@ -1,0 +1,71 @@
+"""A mount as it is to be: every name resolved and every default chosen, before a daemon is started for it."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agentfs.cli.layout import WorkspaceDirectory, cache_root, data_root, log_path, workspace_directory
+from agentfs.cli.mount_options import MountOptions
+from agentfs.cli.mountinfo import canonical
+from agentfs.cli.workspace_file import Durability, WorkspaceFile, read_workspace_file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountPlan:
+    """What the daemon is to serve, and where. `log` is None when the log goes to stderr."""
+
+    directory: WorkspaceDirectory
+    file: WorkspaceFile
+    mountpoint: Path
+    options: MountOptions
+    durability: Durability
+    cache_dir: Path
+    log: Path | None
+
+    @property
+    def label(self) -> str:
+        """What stands for the writer in `agentfs log`, empty for host and process."""
+        return self.options.label or ""
+
+    def arguments(self) -> list[str]:
+        """The arguments of `agentfs mount` that lead to this plan again, whatever the working directory is."""
+        named = {
+            "-o": _option_list(self.options),
+            "--durability": self.durability,
+            "--label": self.options.label,
+            "--cache-dir": os.fspath(self.cache_dir),
+            "--log-file": os.fspath(self.log) if self.log else "-",
+        }
+        flags = [word for flag, value in named.items() if value for word in (flag, value)]
+        return [*flags, "--", os.fspath(self.directory.path), os.fspath(self.mountpoint)]
+
+
+def plan_mount(source: str, directory: Path, options: MountOptions, *, log_file: str | None) -> MountPlan:
+    """Resolve a mount's names. `log_file` may be `-` for stderr. Raises NotFound and Invalid for the workspace."""
+    root = data_root(options.root)
+    place = workspace_directory(source, root)
+    file = read_workspace_file(place, root=root)
+    mountpoint = canonical(directory)
+    if log_file is None:
+        log: Path | None = log_path(file.name, mountpoint)
+    else:
+        log = None if log_file == "-" else Path(log_file).absolute()
+    return MountPlan(
+        directory=replace(place, path=place.path.absolute()),
+        file=file,
+        mountpoint=mountpoint,
+        options=options,
+        durability=options.durability or file.durability,
+        cache_dir=cache_root(options.cache_dir),
+        log=log,
+    )
+
+
+def _option_list(options: MountOptions) -> str:
+    words = ["ro"] if options.read_only else []
+    if options.allow_other:
+        words.append("allow_other")
+    words += [f"{name}={value}" for name, value in (("uid", options.uid), ("gid", options.gid)) if value is not None]
+    if options.umask is not None:
+        words.append(f"umask={options.umask:o}")
+    return ",".join([*words, *options.kernel])

@@ -1,0 +1,251 @@
+"""The daemon: puts the parts of a mount together, serves it until it is unmounted, and closes it in good order."""
+
+import os
+import signal
+import socket
+import traceback
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+import trio
+
+from agentfs.cli.amounts import bytes_text, path_text
+from agentfs.cli.control import DrainStep, VersionLine
+from agentfs.cli.control_server import serve_control
+from agentfs.cli.daemon import ReadyPipe
+from agentfs.cli.failures import BUG, INTERRUPTED, exit_code_of, line_of, operating_error
+from agentfs.cli.logs import open_log
+from agentfs.cli.mount_plan import MountPlan
+from agentfs.cli.mountinfo import mount_at
+from agentfs.cli.records import MountRecord, control_socket, remove_record, write_record
+from agentfs.cli.replica_directory import check_marker
+from agentfs.cli.unmounting import unmount
+from agentfs.cli.workspace_lock import lock_workspace
+from agentfs.model.errors import AgentfsError, Busy
+from agentfs.runtime import Runtime, SystemRuntime
+from agentfs.workspace.status import WorkspaceStatus
+
+if TYPE_CHECKING:
+    from agentfs.fuse.driver import MountOptions as FuseOptions
+    from agentfs.workspace.workspace import Workspace
+
+CHUNK_MEMORY_MAX: Final = 64 << 20
+SIGNAL_DRAIN_SECONDS: Final = 60.0
+
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def open_mounted(plan: MountPlan, runtime: Runtime) -> AsyncIterator["Workspace"]:
+    """The stack of a mount, from the journal and the replicas up to the workspace: the one place that composes it."""
+    from agentfs.chunks.cached import Cached
+    from agentfs.chunks.directory import DirectoryStore
+    from agentfs.chunks.replicated import open_replicated
+    from agentfs.journal.sqlite import open_sqlite_journal
+    from agentfs.workspace.workspace import open_workspace
+
+    base = plan.directory.path
+    for place in plan.file.replicas:
+        check_marker(place.directory(base), workspace=plan.file.workspace, replica=place.replica)
+    replicas = {place.replica: DirectoryStore(place.directory(base), runtime=runtime) for place in plan.file.replicas}
+    with lock_workspace(base, plan.file.name):
+        async with (
+            open_sqlite_journal(base / plan.file.journal, runtime=runtime) as journal,
+            open_replicated(replicas, replication=plan.file.replication, runtime=runtime) as stores,
+            open_workspace(
+                journal=journal,
+                chunks=Cached(stores, max_bytes=CHUNK_MEMORY_MAX),
+                replicas=stores,
+                cache_dir=plan.cache_dir,
+                runtime=runtime,
+                label=plan.label,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                read_only=plan.options.read_only,
+                durability=plan.durability,
+            ) as workspace,
+        ):
+            yield workspace
+
+
+def fuse_options(plan: MountPlan) -> "FuseOptions":
+    """What the FUSE layer is told."""
+    from agentfs.fuse.driver import MountOptions as FuseOptions
+
+    return FuseOptions(
+        fsname=plan.file.name,
+        read_only=plan.options.read_only,
+        allow_other=plan.options.allow_other,
+        uid=plan.options.uid,
+        gid=plan.options.gid,
+        umask=plan.options.umask,
+        kernel=plan.options.kernel,
+    )
+
+
+class MountedWorkspace:
+    """A workspace as the control protocol sees it."""
+
+    def __init__(self, workspace: "Workspace") -> None:
+        self._workspace = workspace
+
+    def status(self) -> WorkspaceStatus:
+        """The mount at this moment."""
+        status: WorkspaceStatus = self._workspace.status()
+        return status
+
+    async def drain(self, report: Callable[[DrainStep], None], *, timeout_seconds: float) -> list[str]:
+        """Save what is unsaved; the names of what could not be in that time."""
+        undrained: list[str] = []
+        with trio.move_on_after(timeout_seconds) as scope:
+            undrained = await self._workspace.drain(lambda progress: report(_drain_step(progress)))
+        if not scope.cancelled_caught:
+            return undrained
+        left = self.status()
+        return [f"{left.dirty_files} files with {bytes_text(left.dirty_bytes)} unsaved after {timeout_seconds:g} s"]
+
+    async def history(self, path: bytes) -> list[VersionLine]:
+        """The versions of the file at `path`, the oldest first."""
+        return [_version_line(version) for version in self._workspace.history(path)]
+
+
+def _drain_step(progress: Any) -> DrainStep:
+    return DrainStep(
+        saved_bytes=progress.saved_bytes,
+        total_bytes=progress.total_bytes,
+        dirty_files=progress.dirty_files,
+        pending_transactions=progress.pending_transactions,
+    )
+
+
+def _version_line(version: Any) -> VersionLine:
+    return VersionLine(
+        version=version.version,
+        time_ns=version.time_ns,
+        size_bytes=version.size,
+        writer=version.writer,
+        position=version.position,
+    )
+
+
+def run_daemon(plan: MountPlan, ready: ReadyPipe, *, announce: Callable[[], None]) -> int:
+    """Serve the mount until it is unmounted; return the exit code. `announce` is called once the mount answers.
+
+    What goes wrong before that goes to `ready`. A bug is logged with its traceback, the mount is closed, and the exit code
+    says so; what was staged is recovered at the next mount.
+    """
+    runtime = SystemRuntime()
+    file = open_log(plan.log, runtime=runtime, take_over=ready.connected)
+    try:
+        trio.run(_serve, plan, ready, announce, runtime)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        return _report(error, plan, ready)
+    finally:
+        remove_record(plan.mountpoint, owner=os.geteuid())
+        _close_mount(plan)
+        if file:
+            file.close()
+    return 0
+
+
+def _report(error: Exception, plan: MountPlan, ready: ReadyPipe) -> int:
+    known = operating_error(error)
+    if known is None:
+        log.critical("bug", workspace=plan.file.name, traceback="".join(traceback.format_exception(error)))
+        ready.failed(f"a fault in agentfs itself ({type(error).__name__}): {plan.log or 'the log'} has the traceback", BUG)
+        return BUG
+    log.error("mount failed", workspace=plan.file.name, error=type(known).__name__, message=line_of(known))
+    if plan.log is not None and ready.connected:
+        ready.failed(line_of(known), exit_code_of(known))
+        return exit_code_of(known)
+    raise known
+
+
+def _close_mount(plan: MountPlan) -> None:
+    """Nobody serves the mountpoint any more: it must not stay behind and answer ENOTCONN."""
+    mounted = mount_at(plan.mountpoint)
+    if mounted is not None and mounted.ours:
+        unmount(plan.mountpoint, lazily=True)
+
+
+async def _serve(plan: MountPlan, ready: ReadyPipe, announce: Callable[[], None], runtime: Runtime) -> None:
+    from agentfs.fuse import driver
+
+    log.info("starting", workspace=plan.file.name, mountpoint=path_text(plan.mountpoint), pid=os.getpid())
+    async with open_mounted(plan, runtime) as workspace, trio.open_nursery() as nursery:
+        mounted = MountedWorkspace(workspace)
+        await nursery.start(serve_control, mounted, control_socket(plan.mountpoint))
+        await nursery.start(_unmount_on_signal, mounted, plan, runtime, nursery.cancel_scope)
+        on_ready = partial(_on_ready, plan, ready, announce, runtime)
+        await driver.serve(workspace, plan.mountpoint, fuse_options(plan), runtime=runtime, on_ready=on_ready)
+        nursery.cancel_scope.cancel()
+    log.info("ended", workspace=plan.file.name)
+
+
+def _on_ready(plan: MountPlan, ready: ReadyPipe, announce: Callable[[], None], runtime: Runtime) -> None:
+    record = MountRecord(
+        workspace=plan.file.name,
+        directory=path_text(plan.directory.path),
+        mountpoint=path_text(plan.mountpoint),
+        pid=os.getpid(),
+        label=plan.label,
+        log=path_text(plan.log) if plan.log else "",
+        control=path_text(control_socket(plan.mountpoint)),
+        since_ns=runtime.now_ns(),
+    )
+    write_record(record, plan.mountpoint)
+    log.info("mounted", workspace=plan.file.name)
+    ready.ready()
+    announce()
+    notify_systemd("READY=1")
+
+
+def notify_systemd(state: str) -> None:
+    """Tell systemd, if it waits to hear (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifying:
+        notifying.connect("\0" + address[1:] if address.startswith("@") else address)
+        notifying.sendall(state.encode())
+
+
+async def _unmount_on_signal(
+    mounted: MountedWorkspace,
+    plan: MountPlan,
+    runtime: Runtime,
+    scope: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """On SIGTERM or SIGINT, drain and unmount, which ends the serving; a second signal ends it without waiting."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async with trio.open_nursery() as nursery:
+            count = 0
+            async for number in signals:
+                count += 1
+                log.info("signal", number=number, count=count)
+                if count > 1:
+                    scope.cancel()
+                else:
+                    nursery.start_soon(_drain_and_unmount, mounted, plan, runtime, scope)
+
+
+async def _drain_and_unmount(mounted: MountedWorkspace, plan: MountPlan, runtime: Runtime, scope: trio.CancelScope) -> None:
+    try:
+        undrained = await mounted.drain(lambda _: None, timeout_seconds=SIGNAL_DRAIN_SECONDS)
+        if undrained:
+            log.error("not saved; kept for the next mount", names=undrained)
+        await runtime.in_thread(unmount, plan.mountpoint)
+    except Busy as error:
+        log.warning("in use; detached", message=line_of(error))
+        scope.cancel()
+    except AgentfsError as error:
+        log.error("unmounting failed", error=type(error).__name__, message=line_of(error))
+        scope.cancel()

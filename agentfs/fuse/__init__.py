@@ -1,0 +1,1 @@
+"""The kernel's side: FUSE requests in, workspace calls out."""

@@ -1,0 +1,1 @@
+"""Values only: ids, inodes, extents, changes, entries, errors and their encoding."""

@@ -1,0 +1,240 @@
+"""Changes: the steps inside a transaction, as the journal holds them.
+
+Every change is a request: `apply` decides from State whether the transaction it is in commits. Times are nanoseconds since
+the epoch, stamped by the session that asks, so that every mount derives the same State.
+"""
+
+import msgspec
+
+from agentfs.model.extents import Chunk
+from agentfs.model.ids import Ino, ReplicaId, SessionId
+
+
+class Change(msgspec.Struct, frozen=True, array_like=True):
+    """One step; the subclass's tag is its name in the journal (docs/format.md)."""
+
+
+class ReplicaSpec(msgspec.Struct, frozen=True, array_like=True):
+    """A replica of the workspace: its number and where it is (a URL without credentials)."""
+
+    replica: ReplicaId
+    url: str
+
+
+class Found(Change, frozen=True, array_like=True, tag="found"):
+    """The first change of every journal: the workspace's identity, its settings and its root directory."""
+
+    workspace: str
+    name: str
+    format: int
+    replication: str
+    durability: str
+    replicas: list[ReplicaSpec]
+    uid: int
+    gid: int
+    time_ns: int
+
+
+class OpenSession(Change, frozen=True, array_like=True, tag="open"):
+    """Registers a session; `apply` gives it the next number. `token` is random, and tells sessions apart before that."""
+
+    token: bytes
+    host: str
+    pid: int
+    label: str
+    time_ns: int
+
+
+class CloseSession(Change, frozen=True, array_like=True, tag="close"):
+    """Ends the sender's session in good order; its orphans go."""
+
+
+class Fence(Change, frozen=True, array_like=True, tag="fence"):
+    """Declares another session dead: from here on its transactions abort, and its orphans go."""
+
+    session: SessionId
+
+
+class Make(Change, frozen=True, array_like=True, tag="make"):
+    """Creates inode `ino` under a name: file, directory, symlink, FIFO, socket or device, by `mode`.
+
+    Aborts: Exists, NotFound (the parent), NotDirectory.
+    """
+
+    parent: Ino
+    name: bytes
+    ino: Ino
+    mode: int
+    uid: int
+    gid: int
+    rdev: int
+    target: bytes
+    time_ns: int
+
+
+class Link(Change, frozen=True, array_like=True, tag="link"):
+    """Gives inode `ino` another name. Aborts: Exists, NotFound, NotPermitted (a directory), TooManyLinks."""
+
+    parent: Ino
+    name: bytes
+    ino: Ino
+    time_ns: int
+
+
+class Unlink(Change, frozen=True, array_like=True, tag="unlink"):
+    """Removes a name that is not a directory's. With `keep`, an inode without names stays as the sender's orphan.
+
+    `ino` is what the sender saw under the name: what stands there by now must be the same. Aborts: NotFound, IsDirectory.
+    """
+
+    parent: Ino
+    name: bytes
+    ino: Ino
+    keep: bool
+    time_ns: int
+
+
+class Rmdir(Change, frozen=True, array_like=True, tag="rmdir"):
+    """Removes an empty directory. Aborts: NotFound, NotDirectory, NotEmpty."""
+
+    parent: Ino
+    name: bytes
+    time_ns: int
+
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+
+class Rename(Change, frozen=True, array_like=True, tag="rename"):
+    """rename(2) and renameat2(2); `flags` as there (1 NOREPLACE, 2 EXCHANGE); `keep`, as in `Unlink`, is for what it replaces.
+
+    It moves what stands under the old name when it is applied. Aborts: NotFound, Exists, IsDirectory, NotDirectory, NotEmpty,
+    Invalid (a directory into itself).
+    """
+
+    parent: Ino
+    name: bytes
+    new_parent: Ino
+    new_name: bytes
+    flags: int
+    keep: bool
+    time_ns: int
+
+
+class Drop(Change, frozen=True, array_like=True, tag="drop"):
+    """The sender's last handle on an orphan is closed: the inode and its extents go."""
+
+    ino: Ino
+
+
+class Truncate(Change, frozen=True, array_like=True, tag="truncate"):
+    """Cuts or extends a file to `size` bytes. Aborts: Stale."""
+
+    ino: Ino
+    size: int
+    time_ns: int
+
+
+class InlineRun(msgspec.Struct, frozen=True, array_like=True, tag="i"):
+    """A run of a file's bytes, carried in the entry. `offset` counts as in `Write`."""
+
+    offset: int
+    data: bytes
+
+    @property
+    def length(self) -> int:
+        """Bytes in the run."""
+        return len(self.data)
+
+
+class ChunkRun(msgspec.Struct, frozen=True, array_like=True, tag="c"):
+    """A run of a file's bytes that is a whole chunk of the segment named `segment`."""
+
+    offset: int
+    segment: bytes
+    chunk: Chunk
+
+    @property
+    def length(self) -> int:
+        """Bytes in the run."""
+        return self.chunk.raw
+
+
+class Write(Change, frozen=True, array_like=True, tag="write"):
+    """Replaces byte ranges of a file. Segments named in `runs` are in enough replicas before this is appended.
+
+    With `append` the offsets count from the file's end at apply time, so that appends of two hosts never overlap; otherwise
+    from its beginning. Aborts: Stale.
+    """
+
+    ino: Ino
+    runs: list[InlineRun | ChunkRun]
+    append: bool
+    time_ns: int
+
+
+class SetAttr(Change, frozen=True, array_like=True, tag="setattr"):
+    """chmod, chown, utimens: None leaves an attribute as it is. `mode` holds permission bits only. Aborts: Stale."""
+
+    ino: Ino
+    time_ns: int
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class SetXattr(Change, frozen=True, array_like=True, tag="setxattr"):
+    """Sets an extended attribute; `flags` as in setxattr(2) (1 CREATE, 2 REPLACE). Aborts: Exists, NoAttribute, Stale."""
+
+    ino: Ino
+    name: bytes
+    value: bytes
+    flags: int
+    time_ns: int
+
+
+class RemoveXattr(Change, frozen=True, array_like=True, tag="removexattr"):
+    """Removes an extended attribute. Aborts: NoAttribute, Stale."""
+
+    ino: Ino
+    name: bytes
+    time_ns: int
+
+
+class AddSegment(Change, frozen=True, array_like=True, tag="segment"):
+    """Makes a segment known: its name (a hash), its size in bytes and the replicas that hold it already."""
+
+    name: bytes
+    size: int
+    replicas: list[ReplicaId]
+
+
+class Placed(Change, frozen=True, array_like=True, tag="placed"):
+    """A replica holds a segment now that it lacked when `AddSegment` was sent."""
+
+    name: bytes
+    replica: ReplicaId
+
+
+AnyChange = (
+    Found
+    | OpenSession
+    | CloseSession
+    | Fence
+    | Make
+    | Link
+    | Unlink
+    | Rmdir
+    | Rename
+    | Drop
+    | Truncate
+    | Write
+    | SetAttr
+    | SetXattr
+    | RemoveXattr
+    | AddSegment
+    | Placed
+)

@@ -1,0 +1,65 @@
+"""The only door to clocks, randomness and threads; a simulation passes another implementation of `Runtime`."""
+
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import Protocol, TypeVar, TypeVarTuple
+
+import trio
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+
+class Runtime(Protocol):
+    """What the program takes from the world besides its journal, its replicas and its disk."""
+
+    def now_ns(self) -> int:
+        """The wall clock, nanoseconds since the epoch: for time stamps that people read, never to compare hosts."""
+        ...
+
+    def boottime(self) -> float:
+        """Seconds on a clock that never jumps and counts suspend (CLOCK_BOOTTIME): for ages and leases."""
+        ...
+
+    def random_bytes(self, count: int) -> bytes:
+        """`count` unpredictable bytes: for tokens and ids."""
+        ...
+
+    def jitter(self) -> float:
+        """A number in [0, 1): for spreading retries."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+    async def in_thread(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        """Run a blocking function beside the event loop. It is not interrupted by cancellation: the caller waits for it."""
+        ...
+
+
+class SystemRuntime:
+    """The real clocks, randomness and threads."""
+
+    def __init__(self, *, threads_max: int = 16) -> None:
+        self._limiter = trio.CapacityLimiter(threads_max)
+
+    def now_ns(self) -> int:
+        return time.time_ns()
+
+    def boottime(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def random_bytes(self, count: int) -> bytes:
+        return os.urandom(count)
+
+    def jitter(self) -> float:
+        return random.random()
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
+    async def in_thread(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        return await trio.to_thread.run_sync(function, *args, limiter=self._limiter)

@@ -1,0 +1,1 @@
+"""State: what replaying the journal to a position gives."""

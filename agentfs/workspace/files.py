@@ -1,0 +1,92 @@
+"""Operations on open files: open, read, write, truncate, flush, sync, close."""
+
+import os
+
+from agentfs.model.changes import Drop
+from agentfs.model.errors import BadHandle, Invalid, IsDirectory, TooLarge
+from agentfs.model.ids import Ino
+from agentfs.model.inode import FILE_SIZE_MAX
+from agentfs.workspace.core import Core
+from agentfs.workspace.handles import Handle
+
+
+class Files:
+    """Content as this mount's processes see it. Offsets and lengths are bytes."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def open(self, ino: Ino, flags: int) -> Handle:
+        """open(2) of an inode that exists; O_TRUNC empties it. Raises Stale, IsDirectory, ReadOnly."""
+        core = self._core
+        inode = core.inode(ino)
+        if inode.is_dir:
+            raise IsDirectory("a directory")
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        if writable:
+            core.writable()
+        if flags & os.O_TRUNC:
+            core.writable()
+            core.staging.truncate(ino, 0, size=inode.size, now_ns=core.runtime.now_ns())
+        return core.handles.open(ino, writable=writable, append=bool(flags & os.O_APPEND))
+
+    def ino_of(self, number: int) -> Ino:
+        """The inode that a handle is open on. Raises BadHandle."""
+        return self._core.handles.get(number).ino
+
+    async def read(self, number: int, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset`: fewer at the end of the file. Raises BadHandle, Corrupt, Unavailable."""
+        return await self._core.reader.read(self._core.handles.get(number).ino, offset, length)
+
+    async def write(self, number: int, offset: int, data: bytes) -> int:
+        """Stage a write, and wait where much of the file is staged already. A hot path. Raises BadHandle, NoSpace."""
+        core = self._core
+        handle = core.handles.get(number)
+        if not handle.writable:
+            raise BadHandle("not open for writing")
+        if offset + len(data) > FILE_SIZE_MAX:
+            raise TooLarge("the file would be too large")
+        file = core.staging.files.get(handle.ino)
+        size = file.size if file is not None else core.inode(handle.ino).size
+        now_ns = core.runtime.now_ns()
+        taken = core.staging.write(handle.ino, offset, data, size=size, now_ns=now_ns, append=handle.append)
+        await core.writeback.bound(handle.ino)
+        return taken
+
+    def truncate(self, ino: Ino, size: int) -> None:
+        """truncate(2), ftruncate(2): nothing happens when the size is that already. Raises Stale, Invalid, NoSpace."""
+        core = self._core
+        core.writable()
+        inode = core.inode(ino)
+        if inode.is_dir:
+            raise IsDirectory("a directory")
+        if not inode.is_file:
+            raise Invalid("not a regular file")
+        if size != inode.size:
+            core.staging.truncate(ino, size, size=inode.size, now_ns=core.runtime.now_ns())
+
+    async def flush(self, number: int) -> None:
+        """What close(2) waits for: with durability `close`, that everything written is committed. Raises why it is not."""
+        handle = self._core.handles.get(number)
+        if handle.writable and self._core.wait_for_close:
+            await self._commit(handle.ino)
+
+    async def sync(self, number: int) -> None:
+        """fsync(2): what was written, and every operation before it, is committed on return. Raises why it is not."""
+        await self._commit(self._core.handles.get(number).ino)
+
+    async def sync_directory(self) -> None:
+        """fsync(2) of a directory: every operation on names before it is committed on return."""
+        await self._core.committer.sync()
+
+    async def _commit(self, ino: Ino) -> None:
+        await self._core.writeback.commit(ino)
+        await self._core.committer.sync()
+
+    def release(self, number: int) -> None:
+        """Forget a handle. With the last one an inode without names goes."""
+        core = self._core
+        handle = core.handles.close(number)
+        if not core.handles.is_open(handle.ino) and core.tables.orphans.get(handle.ino) == core.committer.session:
+            core.staging.discard(handle.ino)
+            core.committer.submit([Drop(handle.ino)])

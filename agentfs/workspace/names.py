@@ -1,0 +1,121 @@
+"""Operations on names: look up, make, link, remove, rename, list."""
+
+import stat
+
+from msgspec.structs import replace
+
+from agentfs.model.changes import RENAME_EXCHANGE, RENAME_NOREPLACE, Link, Make, Rename, Rmdir, Unlink
+from agentfs.model.errors import Invalid, NameTooLong, NotDirectory, NotFound
+from agentfs.model.ids import Ino
+from agentfs.model.inode import SYMLINK_MAX, Dentry, Inode
+from agentfs.workspace.core import Core, check_name
+
+
+class Names:
+    """The tree as this mount's processes see it. Names are bytes; owner and mode come from the process that asks."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def look_up(self, parent: Ino, name: bytes) -> Inode:
+        """The inode under a name; `.` and `..` work. A hot path. Raises NotFound, NameTooLong."""
+        dentry = self._core.tables.dentry(parent, name)
+        if dentry is not None:
+            return self._core.inode(dentry.ino)
+        if name == b".":
+            return self._core.inode(parent)
+        if name == b"..":
+            return self._core.inode(self._core.inode(parent).parent)
+        check_name(name)
+        raise NotFound("no such name")
+
+    async def make(
+        self, parent: Ino, name: bytes, mode: int, *, uid: int, gid: int, rdev: int = 0, target: bytes = b"", wait: bool
+    ) -> Inode:
+        """Create an inode of the type in `mode` under a name; with `wait` return once that is committed.
+
+        In a setgid directory it takes the directory's group, and a directory takes the bit as well (inode(7)).
+        Raises Exists, NotFound, NameTooLong, ReadOnly.
+        """
+        core = self._core
+        core.writable()
+        check_name(name)
+        if len(target) > SYMLINK_MAX:
+            raise NameTooLong(f"a link target of {len(target)} bytes")
+        up = core.tables.inode(parent)
+        if up is not None and up.mode & stat.S_ISGID:
+            gid = up.gid
+            mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
+        ino = core.new_ino()
+        change = Make(parent, name, ino, mode, uid, gid, rdev, target, core.runtime.now_ns())
+        if wait:
+            await core.committer.commit([change])
+        else:
+            await core.committer.throttle()
+            core.committer.submit([change])
+        return core.inode(ino)
+
+    async def link(self, ino: Ino, parent: Ino, name: bytes) -> Inode:
+        """link(2): another name, committed on return. Raises Exists, NotFound, NotPermitted, TooManyLinks."""
+        self._core.writable()
+        check_name(name)
+        await self._core.committer.commit([Link(parent, name, ino, self._core.runtime.now_ns())])
+        return self._core.inode(ino)
+
+    async def unlink(self, parent: Ino, name: bytes) -> None:
+        """unlink(2). An open file stays readable and writable through its handles. Raises NotFound, IsDirectory."""
+        core = self._core
+        core.writable()
+        await core.committer.throttle()
+        inode = self.look_up(parent, name)
+        keep = core.handles.is_open(inode.ino)
+        core.committer.submit([Unlink(parent, name, inode.ino, keep, core.runtime.now_ns())])
+        self._gone(inode)
+
+    async def rmdir(self, parent: Ino, name: bytes) -> None:
+        """rmdir(2), committed on return. Raises NotFound, NotDirectory, NotEmpty, Invalid."""
+        core = self._core
+        core.writable()
+        if name == b".":
+            raise Invalid("`.` cannot be removed")
+        inode = self.look_up(parent, name)
+        await core.committer.commit([Rmdir(parent, name, core.runtime.now_ns())])
+        self._gone(inode)
+
+    async def rename(self, parent: Ino, name: bytes, new_parent: Ino, new_name: bytes, flags: int) -> None:
+        """rename(2) and renameat2(2) with NOREPLACE or EXCHANGE, committed on return.
+
+        Raises NotFound, Exists, IsDirectory, NotDirectory, NotEmpty, Invalid.
+        """
+        core = self._core
+        core.writable()
+        check_name(new_name)
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
+            raise Invalid(f"rename flags {flags:#x} are not known")
+        replaced = core.tables.dentry(new_parent, new_name)
+        target = core.inode(replaced.ino) if replaced else None
+        keep = target is not None and core.handles.is_open(target.ino)
+        await core.committer.commit([Rename(parent, name, new_parent, new_name, flags, keep, core.runtime.now_ns())])
+        if target is not None:
+            self._gone(target)
+
+    def listing(self, parent: Ino, after: int, limit: int) -> list[tuple[Dentry, Inode]]:
+        """Up to `limit` entries of a directory behind the cookie `after`, without `.` and `..`.
+
+        An entry that is there from the first call to the last is listed exactly once, whatever happens around it.
+        """
+        core = self._core
+        return [(dentry, core.inode(dentry.ino)) for dentry in core.tables.listing(parent, after, limit)]
+
+    def open_directory(self, ino: Ino) -> int:
+        """A handle for listing a directory. Raises NotDirectory, Stale."""
+        if not self._core.inode(ino).is_dir:
+            raise NotDirectory("not a directory")
+        return self._core.handles.open(ino).number
+
+    def _gone(self, before: Inode) -> None:
+        """After a removal: what the kernel may still ask about an inode that is gone, and what was staged of it."""
+        core = self._core
+        if core.tables.inode(before.ino) is None:
+            core.ghosts[before.ino] = replace(before, nlink=0)
+            core.staging.discard(before.ino)

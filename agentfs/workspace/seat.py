@@ -1,0 +1,114 @@
+"""A seat: the directory in the cache that one mount has for itself, locked as long as it runs.
+
+`CACHE/WORKSPACE-ID/N` for N = 0, 1, …: `lock`, `owner.json`, the State file and `staging/`. A mount takes the first free seat;
+what a killed mount left in it is recovered first.
+"""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from agentfs.model.errors import Busy, Denied, NoSpace, Unavailable
+from agentfs.model.ids import SessionId
+
+SEATS_MAX = 64
+"""Mounts of one workspace with one cache directory."""
+
+_log = structlog.get_logger()
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """The session that staged what lies in a seat, and the machine's boot it did so in."""
+
+    session: SessionId
+    boot: str
+
+
+class Seat:
+    """A locked seat."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state_path = path / "state.sqlite"
+        self.staging_path = path / "staging"
+        self._owner_path = path / "owner.json"
+
+    def owner(self) -> Owner | None:
+        """Who staged what is here, None in a seat that was left in good order."""
+        try:
+            return msgspec.json.decode(self._owner_path.read_bytes(), type=Owner)
+        except FileNotFoundError:
+            return None
+        except msgspec.DecodeError as error:
+            _log.warning("owner_file_damaged", path=str(self._owner_path), reason=str(error))
+            return None
+
+    def take(self, session: SessionId) -> None:
+        """Say that what is staged here from now on belongs to `session`."""
+        temporary = self._owner_path.with_suffix(".tmp")
+        temporary.write_bytes(msgspec.json.encode(Owner(session, boot_id())))
+        temporary.replace(self._owner_path)
+
+    def clear(self) -> None:
+        """Remove what was staged: all of it is committed. The State file stays."""
+        self._owner_path.unlink(missing_ok=True)
+        if self.staging_path.exists():
+            for path in self.staging_path.iterdir():
+                path.unlink()
+
+    def set_aside(self, session: SessionId) -> Path:
+        """Move what is staged to a recovery folder, which is never removed, and return it."""
+        number = 0
+        while (folder := self.path.parent / f"recovered-{session}-{number}").exists():
+            number += 1
+        self.staging_path.rename(folder)
+        self._owner_path.unlink(missing_ok=True)
+        return folder
+
+
+def boot_id() -> str:
+    """Differs after every start of the machine: what was staged before a power cut need not be whole."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def recovery_folders(cache: Path) -> list[str]:
+    """What could not be recovered by itself, of every seat of a workspace's cache."""
+    return sorted(str(path) for path in cache.glob("recovered-*"))
+
+
+@contextmanager
+def open_seat(cache: Path) -> Iterator[Seat]:
+    """Lock the first free seat in a workspace's cache directory. Raises Busy, Denied, NoSpace."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path, lock = _lock_one(cache)
+        (path / "staging").mkdir(exist_ok=True, mode=0o700)
+    except PermissionError as error:
+        raise Denied(f"{cache}: {error.strerror}; name another with --cache-dir") from error
+    except OSError as error:
+        kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unavailable
+        raise kind(f"{cache}: {error.strerror}; name another with --cache-dir") from error
+    try:
+        yield Seat(path)
+    finally:
+        os.close(lock)
+
+
+def _lock_one(cache: Path) -> tuple[Path, int]:
+    for number in range(SEATS_MAX):
+        path = cache / str(number)
+        path.mkdir(exist_ok=True, mode=0o700)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+        else:
+            return path, lock
+    raise Busy(f"{cache}: {SEATS_MAX} mounts use it already; name another with --cache-dir")

@@ -1,0 +1,287 @@
+"""Staging: dirty bytes on local disk until they are committed, a sparse file per inode and commit.
+
+Writes go to a file's newest layer; a commit freezes that layer, and writes that come meanwhile begin another. So what a commit
+sends cannot change under it, memory stays bounded, and `kill -9` loses nothing staged: `staging_log` says what is where.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+from msgspec.structs import replace
+
+from agentfs.model.entry import Transaction
+from agentfs.model.errors import NoSpace
+from agentfs.model.ids import Ino, TxnNumber
+from agentfs.model.inode import Inode
+from agentfs.model.ranges import RangeSet
+from agentfs.workspace.committer import Pending
+from agentfs.workspace.staging_log import Cut, Forgotten, Frozen, Staged, StagingLog, Submitted, Withdrawn
+
+_SLOT_KEPT_BYTES = 1 << 20
+"""A staging file is used again as it is below this size, and emptied above."""
+
+_SLOTS_KEPT = 16
+"""Staging files kept open for reuse."""
+
+
+class Layer:
+    """What one commit of one file will say.
+
+    `ranges` of the staging file `fd` are to be committed, at the file's own offsets; `visible` is what of them a later
+    truncation left. `append`: all of it was written by O_APPEND. `cut` and `size`: the least and the last size; `written_ns`:
+    when it was last written or truncated; `set_mtime`: an explicit time stamp set after that, with when it was set. `shown`:
+    a transaction that says it is pending, so State shows it already.
+    """
+
+    __slots__ = ("append", "cut", "fd", "ranges", "set_mtime", "shown", "size", "slot", "visible", "written_ns")
+
+    def __init__(self) -> None:
+        self.slot = -1
+        self.fd = -1
+        self.ranges = RangeSet()
+        self.visible = RangeSet()
+        self.cut: int | None = None
+        self.append = True
+        self.written_ns: int | None = None
+        self.set_mtime: tuple[int, int] | None = None
+        self.size = 0
+        self.shown = False
+
+
+class DirtyFile:
+    """What is staged of one file: the layer that takes writes, and the frozen ones being committed, oldest first.
+
+    `size`, `mtime_ns` and `ctime_ns` are what stat(2) shows, `cut` hides what State holds beyond it. `commit_order` keeps two
+    commits of the file in their order, and `last` is the one submitted last; `since` is when the oldest unsaved change came
+    (seconds, boot time).
+    """
+
+    def __init__(self, ino: Ino, size: int, now_ns: int, since: float) -> None:
+        self.ino = ino
+        self.size = size
+        self.mtime_ns = now_ns
+        self.ctime_ns = now_ns
+        self.since = since
+        self.active: Layer | None = None
+        self.frozen: list[Layer] = []
+        self.commit_order = trio.Lock()
+        self.last: Pending | None = None
+
+    @property
+    def dirty_bytes(self) -> int:
+        """Bytes that are not committed."""
+        active = self.active.ranges.total if self.active else 0
+        return active + sum(layer.ranges.total for layer in self.frozen)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Every layer, oldest first: a later one hides an earlier one."""
+        return [*self.frozen, self.active] if self.active else self.frozen
+
+    @property
+    def cut(self) -> int | None:
+        """The least size that a truncation not yet in State cut the file to."""
+        cuts = [layer.cut for layer in self.layers if layer.cut is not None and not layer.shown]
+        return min(cuts) if cuts else None
+
+    def over(self, inode: Inode) -> Inode:
+        """The inode as stat(2) shows it with this laid over what State holds."""
+        ctime_ns = max(inode.ctime_ns, self.ctime_ns)
+        return replace(inode, size=self.size, mtime_ns=self.mtime_ns, ctime_ns=ctime_ns, allocated=self._allocated(inode))
+
+    def _allocated(self, inode: Inode) -> int:
+        """About how many bytes are not holes: exact once committed."""
+        kept = min(inode.allocated, self.size if self.cut is None else self.cut)
+        staged = sum(layer.visible.total for layer in self.layers if not layer.shown)
+        return min(kept + staged, self.size)
+
+    def pieces(self, start: int, end: int) -> list[tuple[int, bytes]]:
+        """The staged bytes in `[start, end)`: (offset, bytes) pairs to lay over each other in this order."""
+        found = []
+        for layer in self.layers:
+            for low, high in layer.visible.overlap(start, end):
+                found.append((low, os.pread(layer.fd, high - low, low)))
+        return found
+
+
+class Staging:
+    """The staging files of one session, in one directory that it alone uses."""
+
+    def __init__(self, directory: Path, boottime: Callable[[], float]) -> None:
+        self.directory = directory
+        self.log = StagingLog(directory / "log")
+        self.files: dict[Ino, DirtyFile] = {}
+        self._boottime = boottime
+        self._slots = 0
+        self._free: list[tuple[int, int]] = []
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes that staging files take on disk."""
+        return sum(path.stat().st_blocks * 512 for path in self.directory.iterdir())
+
+    def oldest_seconds(self, inos: list[Ino]) -> float:
+        """The age of the oldest change of these files that is not committed, 0 without one."""
+        now = self._boottime()
+        return max((now - self.files[ino].since for ino in inos), default=0.0)
+
+    def log_submitted(self, transaction: Transaction) -> None:
+        """Remember a transaction until it is in the journal, so that it survives `kill -9`."""
+        self.log.append(Submitted(transaction))
+
+    def log_withdrawn(self, number: TxnNumber) -> None:
+        """A transaction will never be in the journal: it must not be sent again."""
+        self.log.append(Withdrawn(number))
+
+    def write(self, ino: Ino, offset: int, data: bytes, *, size: int, now_ns: int, append: bool) -> int:
+        """Stage a write; `size` is the size before it. Returns the bytes taken: all. Raises NoSpace and changes nothing."""
+        file, layer = self._active(ino, size, now_ns)
+        if append:
+            offset = file.size
+        if layer.slot < 0:
+            layer.slot, layer.fd = self._take_slot()
+        self._put(layer.fd, data, offset)
+        layer.append = layer.append and append
+        self.log.append(Staged(ino, layer.slot, offset, len(data), layer.append))
+        end = offset + len(data)
+        layer.ranges.add(offset, end)
+        layer.visible.add(offset, end)
+        file.size = max(file.size, end)
+        self._touch(file, layer, now_ns)
+        return len(data)
+
+    def truncate(self, ino: Ino, new_size: int, *, size: int, now_ns: int) -> None:
+        """Stage a truncation or an extension with a hole; `size` is the file's size before it."""
+        self.log.append(Cut(ino, new_size))
+        file, layer = self._active(ino, size, now_ns)
+        layer.append = False
+        if new_size < file.size:
+            layer.cut = new_size if layer.cut is None else min(layer.cut, new_size)
+            layer.ranges.remove(new_size, file.size)
+            for each in file.layers:
+                each.visible.remove(new_size, file.size)
+        file.size = new_size
+        self._touch(file, layer, now_ns)
+
+    def set_mtime(self, ino: Ino, mtime_ns: int, *, now_ns: int) -> bool:
+        """Stage an explicit time stamp behind the writes that are staged; False when none are: then it need not be staged."""
+        if ino not in self.files:
+            return False
+        file, layer = self._active(ino, 0, now_ns)
+        layer.set_mtime = (mtime_ns, now_ns)
+        file.mtime_ns, file.ctime_ns = mtime_ns, now_ns
+        return True
+
+    def freeze(self, file: DirtyFile) -> list[Layer]:
+        """The layers to commit next, oldest first; writes from now on go to another."""
+        if file.active is not None:
+            file.active.size = file.size
+            file.frozen.append(file.active)
+            file.active = None
+            self.log.append(Frozen(file.ino))
+        return [layer for layer in file.frozen if not layer.shown]
+
+    def committed(self, file: DirtyFile, layers: list[Layer]) -> None:
+        """The layers are in the journal: forget them."""
+        for layer in layers:
+            file.frozen.remove(layer)
+            self._give_slot(layer)
+        if not file.layers:
+            self._forget(file)
+
+    def discard(self, ino: Ino) -> None:
+        """The file is gone for good, or was never to be saved: forget what is staged of it."""
+        file = self.files.get(ino)
+        if file is not None:
+            for layer in file.layers:
+                self._give_slot(layer)
+            self._forget(file)
+
+    def adopt(self, ino: Ino, slots: dict[int, RangeSet], *, cut: int | None, append: bool, size: int, now_ns: int) -> None:
+        """Take over what a killed mount staged of a file, whose size is `size`; the log, which says so, stays as it is."""
+        file = self.files.get(ino)
+        if file is None:
+            file = self.files[ino] = DirtyFile(ino, size, now_ns, self._boottime())
+        if cut is not None:
+            file.size = cut
+        for number, (slot, ranges) in enumerate(slots.items()):
+            layer = Layer()
+            layer.slot, layer.fd = slot, os.open(self.directory / f"slot-{slot}", os.O_RDWR | os.O_CLOEXEC)
+            layer.ranges = layer.visible = ranges
+            layer.append = append
+            layer.cut = cut if number == 0 else None
+            layer.written_ns = now_ns
+            file.size = layer.size = max(file.size, ranges.end)
+            file.frozen.append(layer)
+        if not slots:
+            layer = Layer()
+            layer.cut, layer.size, layer.written_ns = cut, file.size, now_ns
+            file.frozen.append(layer)
+        self._slots = max([self._slots, *(slot + 1 for slot in slots)])
+
+    def empty_log(self) -> None:
+        """Empty the log if nothing is staged; the caller knows that nothing is pending."""
+        if not self.files:
+            self.log.empty()
+
+    def close(self) -> None:
+        """Close every file. What is staged stays on disk for the next mount."""
+        for file in self.files.values():
+            for layer in file.layers:
+                if layer.fd >= 0:
+                    os.close(layer.fd)
+        for _, fd in self._free:
+            os.close(fd)
+        self.log.close()
+
+    def _active(self, ino: Ino, size: int, now_ns: int) -> tuple[DirtyFile, Layer]:
+        file = self.files.get(ino)
+        if file is None:
+            file = self.files[ino] = DirtyFile(ino, size, now_ns, self._boottime())
+        if file.active is None:
+            if not file.frozen:
+                file.since = self._boottime()
+            file.active = Layer()
+        return file, file.active
+
+    def _touch(self, file: DirtyFile, layer: Layer, now_ns: int) -> None:
+        file.mtime_ns = file.ctime_ns = layer.written_ns = now_ns
+        layer.set_mtime = None
+
+    def _forget(self, file: DirtyFile) -> None:
+        self.log.append(Forgotten(file.ino))
+        del self.files[file.ino]
+
+    def _put(self, fd: int, data: bytes, offset: int) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                written = os.pwrite(fd, view, offset)
+            except OSError as error:
+                raise NoSpace(f"the cache directory's disk takes no more: {error.strerror}") from error
+            view = view[written:]
+            offset += written
+
+    def _take_slot(self) -> tuple[int, int]:
+        if self._free:
+            return self._free.pop()
+        try:
+            path = self.directory / f"slot-{self._slots}"
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise NoSpace(f"the cache directory takes no more files: {error.strerror}") from error
+        self._slots += 1
+        return self._slots - 1, fd
+
+    def _give_slot(self, layer: Layer) -> None:
+        if layer.slot < 0:
+            return
+        if os.fstat(layer.fd).st_size > _SLOT_KEPT_BYTES:
+            os.ftruncate(layer.fd, 0)
+        if len(self._free) < _SLOTS_KEPT:
+            self._free.append((layer.slot, layer.fd))
+        else:
+            os.close(layer.fd)
+            (self.directory / f"slot-{layer.slot}").unlink()

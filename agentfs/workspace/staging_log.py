@@ -1,0 +1,108 @@
+"""The staging log: which staged bytes belong to which file, and which transactions were submitted, as they happen.
+
+A record is a header (body length, CRC-32 of the body) and a MessagePack body, appended with one write(2): what was written
+survives `kill -9`, and a torn last record is recognised and ignored. The log is emptied whenever nothing is staged or pending.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from agentfs.model.entry import Transaction
+from agentfs.model.errors import NoSpace
+from agentfs.model.ids import Ino, TxnNumber
+
+_HEADER = struct.Struct("<II")
+_RECORD_MAX = 64 << 20
+
+
+class Staged(msgspec.Struct, frozen=True, array_like=True, tag="w"):
+    """`length` bytes of file `ino` at `offset` are in the staging file `slot`, at the same offset."""
+
+    ino: Ino
+    slot: int
+    offset: int
+    length: int
+    append: bool
+
+
+class Cut(msgspec.Struct, frozen=True, array_like=True, tag="c"):
+    """File `ino` was truncated to `size`, and that is not submitted yet."""
+
+    ino: Ino
+    size: int
+
+
+class Frozen(msgspec.Struct, frozen=True, array_like=True, tag="z"):
+    """What is staged of file `ino` is being committed; later records of the file are for a later commit."""
+
+    ino: Ino
+
+
+class Submitted(msgspec.Struct, frozen=True, array_like=True, tag="t"):
+    """A transaction was submitted. It covers what is frozen of the files it writes to."""
+
+    transaction: Transaction
+
+
+class Withdrawn(msgspec.Struct, frozen=True, array_like=True, tag="x"):
+    """A submitted transaction failed and must not be submitted again; what it covered is staged again."""
+
+    number: TxnNumber
+
+
+class Forgotten(msgspec.Struct, frozen=True, array_like=True, tag="f"):
+    """Nothing of file `ino` is staged any more: it was committed, or the file is gone."""
+
+    ino: Ino
+
+
+StagingRecord = Staged | Cut | Frozen | Submitted | Withdrawn | Forgotten
+
+
+class StagingLog:
+    """The open log of one session."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._encoder = msgspec.msgpack.Encoder()
+        self.size = os.fstat(self._fd).st_size
+
+    def append(self, record: StagingRecord) -> None:
+        """Add a record. A hot path: one encoding and one write(2). Raises NoSpace, and then the log is as before."""
+        body = self._encoder.encode(record)
+        framed = _HEADER.pack(len(body), zlib.crc32(body)) + body
+        try:
+            written = os.write(self._fd, framed)
+        except OSError as error:
+            raise NoSpace(f"the cache directory's disk takes no more: {error.strerror}") from error
+        if written < len(framed):
+            os.ftruncate(self._fd, self.size)
+            raise NoSpace("the cache directory's disk is full")
+        self.size += written
+
+    def empty(self) -> None:
+        """Forget every record."""
+        if self.size:
+            os.ftruncate(self._fd, 0)
+            self.size = 0
+
+    def close(self) -> None:
+        """Close the file; it stays where it is."""
+        os.close(self._fd)
+
+
+def read_staging_log(path: Path) -> Iterator[StagingRecord]:
+    """The records of a log that a mount left behind, up to the first one that is torn."""
+    decoder: msgspec.msgpack.Decoder[StagingRecord] = msgspec.msgpack.Decoder(StagingRecord)
+    with path.open("rb") as file:
+        while len(header := file.read(_HEADER.size)) == _HEADER.size:
+            length, crc = _HEADER.unpack(header)
+            body = file.read(length) if length <= _RECORD_MAX else b""
+            if len(body) < length or zlib.crc32(body) != crc:
+                return
+            yield decoder.decode(body)

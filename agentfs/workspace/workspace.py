@@ -1,0 +1,288 @@
+"""A mounted workspace: opened from a journal, replicas and a cache directory, used in inode terms, drained and closed."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import structlog
+import trio
+
+from agentfs.chunks.contract import Capacity, ChunkStore
+from agentfs.journal.contract import Journal
+from agentfs.model.changes import Found
+from agentfs.model.codec import decode_entry
+from agentfs.model.errors import AgentfsError, Invalid, IsDirectory
+from agentfs.model.ids import Ino, Position, ReplicaId, SessionId, first_ino
+from agentfs.model.session import OPEN
+from agentfs.runtime import Runtime
+from agentfs.state.tables import Tables
+from agentfs.workspace.attributes import Attributes
+from agentfs.workspace.committer import Committer
+from agentfs.workspace.core import Core
+from agentfs.workspace.files import Files
+from agentfs.workspace.handles import Handles
+from agentfs.workspace.names import Names
+from agentfs.workspace.paths import path_of, resolve
+from agentfs.workspace.reader import DECODED_MAX, Reader
+from agentfs.workspace.recovery import recover
+from agentfs.workspace.replay import open_state
+from agentfs.workspace.seat import open_seat, recovery_folders
+from agentfs.workspace.session import close_session, open_session
+from agentfs.workspace.staging import Staging
+from agentfs.workspace.status import CacheStatus, ReplicaStatus, SessionStatus, WorkspaceStatus
+from agentfs.workspace.writeback import Replicas, Writeback
+
+Durability = Literal["close", "fsync"]
+
+_log = structlog.get_logger()
+
+
+class Stores(Replicas, Protocol):
+    """The replicas as the workspace needs them: a store, and what is wrong with each."""
+
+    def last_errors(self) -> dict[ReplicaId, str]:
+        """The last error of each replica that has one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DrainProgress:
+    """How far draining is. Bytes saved so far of those that were unsaved when it began."""
+
+    saved_bytes: int
+    total_bytes: int
+    dirty_files: int
+    pending_transactions: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """One committed content change of a file. `writer` is a session's label or host:pid."""
+
+    version: int
+    time_ns: int
+    size: int
+    writer: str
+    position: int
+
+
+class Workspace:
+    """One mount's workspace. `names`, `files` and `attributes` are its operations."""
+
+    def __init__(self, core: Core, found: Found, replicas: Stores, cache: Path) -> None:
+        self._core = core
+        self._found = found
+        self._replicas = replicas
+        self._cache = cache
+        self.names = Names(core)
+        self.files = Files(core)
+        self.attributes = Attributes(core, len(found.replicas))
+
+    def forget(self, inos: list[Ino]) -> None:
+        """The kernel knows these inodes no longer."""
+        for ino in inos:
+            self._core.ghosts.pop(ino, None)
+
+    async def capacity(self) -> Capacity | None:
+        """What the replicas can hold: that of the smallest one."""
+        return await self._replicas.capacity()
+
+    @property
+    def inode_count(self) -> int:
+        """Files, directories and all else in the tree."""
+        return self._core.tables.counters["inodes"]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of file content that State knows."""
+        return self._core.tables.counters["bytes"]
+
+    def history(self, path: bytes) -> list[VersionRecord]:
+        """The versions of the file at `path` inside the workspace, oldest first. Raises NotFound, IsDirectory."""
+        tables = self._core.tables
+        inode = resolve(tables, path)
+        if inode.is_dir:
+            raise IsDirectory(f"{path.decode(errors='replace')}: a directory has no versions; name a file")
+        return [
+            VersionRecord(each.version, each.time_ns, each.size, tables.sessions[each.session].writer, each.position)
+            for each in tables.versions(inode.ino)
+        ]
+
+    async def drain(self, report: Callable[[DrainProgress], None] | None = None) -> list[str]:
+        """Commit everything that is staged or pending; return what could not be, a path and a reason each."""
+        core = self._core
+        total = self._unsaved_bytes()
+        failed = []
+        for ino in self._unsaved():
+            try:
+                await core.writeback.commit(ino)
+            except AgentfsError as error:
+                failed.append(f"{path_of(core.tables, ino)}: {error}")
+            if report is not None:
+                left = self._unsaved_bytes()
+                report(DrainProgress(max(0, total - left), total, len(self._unsaved()), core.committer.pending))
+        try:
+            await core.committer.sync()
+        except AgentfsError as error:
+            failed.append(f"changes that are not in the journal: {error}")
+        return failed
+
+    def status(self) -> WorkspaceStatus:
+        """What `agentfs status` shows."""
+        core = self._core
+        tables, unsaved = core.tables, self._unsaved()
+        return WorkspaceStatus(
+            name=self._found.name,
+            workspace=self._found.workspace,
+            durability="close" if core.wait_for_close else "fsync",
+            replication=self._found.replication,
+            position=tables.position,
+            pending_transactions=core.committer.pending,
+            dirty_bytes=self._unsaved_bytes(),
+            dirty_files=len(unsaved),
+            oldest_unsaved_seconds=round(core.staging.oldest_seconds(unsaved), 3),
+            files=self.inode_count,
+            stored_bytes=self.stored_bytes,
+            sessions=self._sessions(),
+            replicas=self._replica_states(),
+            cache=CacheStatus(
+                memory_bytes=core.reader.decoded_bytes,
+                memory_max_bytes=DECODED_MAX,
+                staging_bytes=core.staging.disk_bytes,
+            ),
+            recovered=recovery_folders(self._cache),
+        )
+
+    def _unsaved(self) -> list[Ino]:
+        """Files with changes to commit: not those without a name."""
+        tables = self._core.tables
+        return [ino for ino in self._core.staging.files if (inode := tables.inode(ino)) is not None and inode.nlink]
+
+    def _unsaved_bytes(self) -> int:
+        return sum(self._core.staging.files[ino].dirty_bytes for ino in self._unsaved())
+
+    def _sessions(self) -> list[SessionStatus]:
+        return [
+            SessionStatus(
+                session=each.session,
+                host=each.host,
+                pid=each.pid,
+                label=each.label,
+                opened_ns=each.opened_ns,
+                this=each.session == self._core.committer.session,
+            )
+            for each in self._core.tables.sessions.values()
+            if each.standing == OPEN
+        ]
+
+    def _replica_states(self) -> list[ReplicaStatus]:
+        db, errors = self._core.tables.db, self._replicas.last_errors()
+        total = db.execute("SELECT count(*) FROM segments").fetchone()[0]
+        held = dict(db.execute("SELECT replica, count(*) FROM placed GROUP BY replica"))
+        return [
+            ReplicaStatus(
+                replica=each.replica,
+                url=each.url,
+                state="down" if each.replica in errors else "up",
+                missing_segments=total - held.get(each.replica, 0),
+                last_error=errors.get(each.replica, ""),
+            )
+            for each in self._found.replicas
+        ]
+
+
+@asynccontextmanager
+async def open_workspace(
+    *,
+    journal: Journal,
+    chunks: ChunkStore,
+    replicas: Stores,
+    cache_dir: Path,
+    runtime: Runtime,
+    host: str,
+    pid: int,
+    label: str = "",
+    read_only: bool = False,
+    durability: Durability = "close",
+) -> AsyncIterator[Workspace]:
+    """Bring State up to the journal's tail, recover what a killed mount left, register a session, and serve.
+
+    `chunks` is what is read through (it may cache), `replicas` what is written to. On the way out everything is drained;
+    what could not be stays staged for the next mount.
+    """
+    found = await _first_change(journal)
+    cache = cache_dir / found.workspace
+    with open_seat(cache) as seat:
+        tables = await open_state(seat.state_path, journal)
+        try:
+            await recover(seat, tables, journal, replicas, runtime)
+            session = await open_session(tables, journal, runtime, host=host, pid=pid, label=label)
+            seat.take(session)
+            async with _serving(tables, journal, session, seat.staging_path, chunks, replicas, runtime) as core:
+                core.read_only, core.wait_for_close = read_only, durability == "close"
+                workspace = Workspace(core, found, replicas, cache)
+                yield workspace
+                left = await _leave(workspace, core)
+            if not left:
+                seat.clear()
+        finally:
+            tables.close()
+
+
+async def _first_change(journal: Journal) -> Found:
+    records = await journal.read(Position(0), limit_bytes=1)
+    if records:
+        for change in decode_entry(records[0].payload).transactions[0].changes:
+            if isinstance(change, Found):
+                return change
+    raise Invalid("the journal holds no workspace: its first entry is missing")
+
+
+@asynccontextmanager
+async def _serving(
+    tables: Tables,
+    journal: Journal,
+    session: SessionId,
+    staging_path: Path,
+    chunks: ChunkStore,
+    replicas: Stores,
+    runtime: Runtime,
+) -> AsyncIterator[Core]:
+    staging = Staging(staging_path, runtime.boottime)
+    committer = Committer(journal, tables, session, runtime)
+    committer.on_submit = staging.log_submitted
+    committer.on_withdraw = staging.log_withdrawn
+    writeback = Writeback(staging, committer, replicas, runtime)
+    core = Core(
+        tables=tables,
+        committer=committer,
+        staging=staging,
+        writeback=writeback,
+        reader=Reader(tables, staging, chunks),
+        handles=Handles(),
+        runtime=runtime,
+        read_only=False,
+        wait_for_close=True,
+        next_ino=first_ino(session),
+    )
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(committer.run)
+            nursery.start_soon(writeback.run)
+            yield core
+            nursery.cancel_scope.cancel()
+    finally:
+        replicas.on_straggler = None
+        staging.close()
+
+
+async def _leave(workspace: Workspace, core: Core) -> bool:
+    """Drain and say goodbye; whether something stays staged for the next mount."""
+    failed = await workspace.drain()
+    for line in failed:
+        _log.error("not_drained", what=line)
+    closed = not failed and await close_session(core.committer)
+    core.committer.save()
+    return not closed

@@ -1,0 +1,222 @@
+"""Writeback: staged bytes become chunks, chunks become segments in the replicas, and then a transaction names them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+import trio
+
+from agentfs.chunks.contract import ChunkStore
+from agentfs.chunks.segment import Segment, SegmentBuilder
+from agentfs.model.changes import AddSegment, AnyChange, ChunkRun, InlineRun, Placed, SetAttr, Truncate, Write
+from agentfs.model.errors import AgentfsError, Stale
+from agentfs.model.extents import CHUNK_MAX, INLINE_MAX
+from agentfs.model.ids import Ino, ReplicaId
+from agentfs.runtime import Runtime
+from agentfs.workspace.committer import Committer, Pending
+from agentfs.workspace.staging import DirtyFile, Layer, Staging
+
+AGE_SECONDS = 1.0
+"""How long a change may stay staged before it is committed without being asked for."""
+
+DIRTY_MAX = 64 << 20
+"""Bytes staged of one file before a commit begins, and before its writers wait for that commit."""
+
+PUTS_MAX = 2
+"""Segments of one commit under way to the replicas at once: 16 MiB of memory."""
+
+Run = InlineRun | ChunkRun
+
+_log = structlog.get_logger()
+
+
+class Replicas(ChunkStore, Protocol):
+    """A chunk store over several replicas that says where an object is."""
+
+    on_straggler: Callable[[str, ReplicaId], None] | None
+
+    def placed(self, key: str) -> list[ReplicaId]:
+        """The replicas that hold a key that was put."""
+        ...
+
+
+class Writeback:
+    """Commits staged files: when asked (fsync, close), when they are old, and when they grow."""
+
+    def __init__(self, staging: Staging, committer: Committer, replicas: Replicas, runtime: Runtime) -> None:
+        self._staging = staging
+        self._committer = committer
+        self._replicas = replicas
+        self._runtime = runtime
+        replicas.on_straggler = self._straggler
+
+    async def commit(self, ino: Ino) -> None:
+        """Commit what is staged of a file, and return once the journal has it. Raises why it could not be.
+
+        After a failure what was staged stays staged, and the next commit sends it again. A file without a name is not
+        committed: nobody could ever ask for it.
+        """
+        file = self._staging.files.get(ino)
+        if file is None:
+            return
+        async with file.commit_order:
+            inode = self._committer.tables.inode(ino)
+            if inode is None:
+                self._staging.discard(ino)
+                raise Stale("the file was removed")
+            if inode.nlink == 0:
+                return
+            layers = self._staging.freeze(file)
+            if layers:
+                await self._submit(file, layers)
+            pending = file.last
+        if layers and pending is not None:
+            await self._settle(file, layers, pending)
+        elif pending is not None:
+            await self._committer.settled(pending)
+
+    async def _submit(self, file: DirtyFile, layers: list[Layer]) -> None:
+        changes: list[AnyChange] = []
+        runs = [await self._runs(layer, changes) for layer in layers]
+        inode = self._committer.tables.inode(file.ino)
+        size = inode.size if inode else 0
+        for layer, layer_runs in zip(layers, runs, strict=True):
+            size = _describe(file.ino, layer, layer_runs, size, changes)
+        file.last = self._committer.submit(changes, size=sum(_weight(run) for each in runs for run in each))
+        for layer in layers:
+            layer.shown = True
+
+    async def _settle(self, file: DirtyFile, layers: list[Layer], pending: Pending) -> None:
+        try:
+            await self._committer.settled(pending)
+        except AgentfsError:
+            for layer in layers:
+                layer.shown = False
+            raise
+        self._staging.committed(file, layers)
+        if not self._committer.pending:
+            self._staging.empty_log()
+
+    # ---- chunks and segments
+
+    async def _runs(self, layer: Layer, changes: list[AnyChange]) -> list[Run]:
+        ranges = list(layer.ranges)
+        if layer.ranges.total <= INLINE_MAX:
+            return [InlineRun(start, os.pread(layer.fd, end - start, start)) for start, end in ranges]
+        runs: list[Run] = []
+        spans = [(low, min(low + CHUNK_MAX, end)) for start, end in ranges for low in range(start, end, CHUNK_MAX)]
+        failures: list[AgentfsError] = []
+        slots = trio.CapacityLimiter(PUTS_MAX)
+        async with trio.open_nursery() as nursery:
+            while spans and not failures:
+                # Building waits for a free slot, so that no more than PUTS_MAX segments are in memory.
+                await slots.acquire_on_behalf_of(token := object())
+                segment, chunk_runs, spans = await self._runtime.in_thread(_build, layer.fd, spans)
+                runs.extend(chunk_runs)
+                nursery.start_soon(self._put, segment, changes, failures, slots, token)
+        if failures:
+            raise failures[0]
+        return runs
+
+    async def _put(
+        self,
+        segment: Segment,
+        changes: list[AnyChange],
+        failures: list[AgentfsError],
+        slots: trio.CapacityLimiter,
+        token: object,
+    ) -> None:
+        try:
+            await self._replicas.put(segment.key, segment.body)
+        except AgentfsError as error:
+            failures.append(error)
+        else:
+            changes.append(AddSegment(segment.name, len(segment.body), self._replicas.placed(segment.key)))
+        finally:
+            slots.release_on_behalf_of(token)
+
+    def _straggler(self, key: str, replica: ReplicaId) -> None:
+        self._committer.submit([Placed(bytes.fromhex(Path(key).stem), replica)])
+
+    # ---- in the background
+
+    async def run(self) -> None:
+        """Commit files whose changes have become old, until cancelled."""
+        while True:
+            await self._runtime.sleep(AGE_SECONDS / 4)
+            await self.commit_older_than(AGE_SECONDS)
+
+    async def commit_older_than(self, seconds: float) -> None:
+        """Commit every file with changes staged for longer than `seconds`; what fails is logged and stays staged."""
+        limit = self._runtime.boottime() - seconds
+        old = [file.ino for file in self._staging.files.values() if file.since <= limit and not file.commit_order.locked()]
+        async with trio.open_nursery() as nursery:
+            for ino in old:
+                nursery.start_soon(self._commit_reporting, ino)
+
+    async def _commit_reporting(self, ino: Ino) -> None:
+        try:
+            await self.commit(ino)
+        except AgentfsError as error:
+            _log.warning("writeback_failed", ino=ino, reason=str(error))
+
+    async def bound(self, ino: Ino) -> None:
+        """Keep what is staged of a file within DIRTY_MAX: its writer waits here while more than that is dirty."""
+        file = self._staging.files.get(ino)
+        if file is not None and file.active is not None and file.active.ranges.total >= DIRTY_MAX:
+            await self.commit(ino)
+
+
+def _build(fd: int, spans: list[tuple[int, int]]) -> tuple[Segment, list[ChunkRun], list[tuple[int, int]]]:
+    """Fill one segment from a staging file; return it, the runs in it, and the spans that did not fit."""
+    builder = SegmentBuilder()
+    placed = []
+    while spans and not builder.full:
+        start, end = spans[0]
+        placed.append((start, builder.add(os.pread(fd, end - start, start))))
+        spans = spans[1:]
+    segment = builder.finish()
+    return segment, [ChunkRun(start, segment.name, chunk) for start, chunk in placed], spans
+
+
+def _describe(ino: Ino, layer: Layer, runs: list[Run], size: int, changes: list[AnyChange]) -> int:
+    """Add a layer's changes to a transaction; `size` is the file's size before them, the result its size after them."""
+    if layer.written_ns is not None:
+        size = _describe_content(ino, layer, runs, size, layer.written_ns, changes)
+    if layer.set_mtime is not None:
+        mtime_ns, now_ns = layer.set_mtime
+        changes.append(SetAttr(ino, now_ns, mtime_ns=mtime_ns))
+    return size
+
+
+def _describe_content(ino: Ino, layer: Layer, runs: list[Run], size: int, time_ns: int, changes: list[AnyChange]) -> int:
+    append = layer.append and len(layer.ranges) == 1 and runs[0].offset == size
+    before = len(changes)
+    if layer.cut is not None and layer.cut < size:
+        changes.append(Truncate(ino, layer.cut, time_ns))
+        size = layer.cut
+    if runs:
+        base = size if append else 0
+        changes.append(Write(ino, [_moved(run, -base) for run in runs], append, time_ns))
+        size = max(size, layer.ranges.end)
+    if size != layer.size:
+        changes.append(Truncate(ino, layer.size, time_ns))
+        size = layer.size
+    if len(changes) == before:
+        # O_TRUNC of an empty file: nothing but the time stamps change.
+        changes.append(SetAttr(ino, time_ns, mtime_ns=time_ns))
+    return size
+
+
+def _moved(run: Run, by: int) -> Run:
+    if not by:
+        return run
+    if isinstance(run, InlineRun):
+        return InlineRun(run.offset + by, run.data)
+    return ChunkRun(run.offset + by, run.segment, run.chunk)
+
+
+def _weight(run: Run) -> int:
+    return run.length if isinstance(run, InlineRun) else 128

@@ -1,0 +1,1 @@
+"""Every test of agentfs, from single functions to real mounts."""

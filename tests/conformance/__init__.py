@@ -1,0 +1,1 @@
+"""One suite per contract, which every engine passes."""

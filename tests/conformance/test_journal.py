@@ -1,0 +1,589 @@
+"""Every journal engine keeps `agentfs.journal.contract`, and SQLite's also holds across processes and faults."""
+
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec
+
+import pytest
+import trio
+import trio.testing
+
+from agentfs.journal.contract import Journal, Record
+from agentfs.journal.memory import MemoryJournal, MemoryLog
+from agentfs.journal.sqlite import FORMAT, create_sqlite_journal, open_sqlite_journal
+from agentfs.model.errors import AgentfsError, Corrupt, Exists, Invalid, NoSpace, NotFound, Stale, Unavailable
+from agentfs.model.ids import Position
+from agentfs.runtime import SystemRuntime
+from tests.mount.small_disk import fill, small_disk
+
+P = ParamSpec("P")
+
+BOUND_SECONDS = 60
+"""After how long a test that hangs fails. Nothing is expected to take that long."""
+
+FIRST = Position(0)
+"""The position before the first entry."""
+
+Open = Callable[[], AbstractAsyncContextManager[Journal]]
+
+
+class Sleepless(SystemRuntime):
+    """The real runtime, without `sleep`: who waits must be woken and cannot poll."""
+
+    async def sleep(self, seconds: float) -> None:
+        raise AssertionError("a journal must not poll")
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+    """Opens the test's journal, any number of times: each is a session's own."""
+    return memory_opener() if request.param == "memory" else sqlite_opener(tmp_path / "journal.sqlite")
+
+
+@pytest.fixture
+async def journal(open_again: Open) -> AsyncIterator[Journal]:
+    async with open_again() as journal:
+        yield journal
+
+
+@pytest.fixture
+async def other(open_again: Open, journal: Journal) -> AsyncIterator[Journal]:
+    """The same journal as another session has it open."""
+    async with open_again() as other:
+        yield other
+
+
+def bounded(test: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
+    """Makes a test whose fault would be to wait for ever fail instead."""
+
+    @wraps(test)
+    async def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        with trio.fail_after(BOUND_SECONDS):
+            await test(*args, **kwargs)
+
+    return run
+
+
+def memory_opener() -> Open:
+    log = MemoryLog()
+
+    @asynccontextmanager
+    async def open_again() -> AsyncIterator[Journal]:
+        journal = MemoryJournal(log)
+        yield journal
+        await journal.aclose()
+
+    return open_again
+
+
+def sqlite_opener(path: Path) -> Open:
+    create_sqlite_journal(path)
+    return lambda: open_sqlite_journal(path, runtime=Sleepless())
+
+
+async def fill_with(journal: Journal, *payloads: bytes) -> None:
+    for payload in payloads:
+        await journal.append(payload)
+
+
+async def everything(journal: Journal, after: Position = FIRST) -> list[Record]:
+    """All entries behind `after`, read in several steps."""
+    records: list[Record] = []
+    while step := await journal.read(records[-1].position if records else after, limit_bytes=1000):
+        records += step
+    return records
+
+
+async def test_a_new_journal_is_empty(journal: Journal) -> None:
+    assert await journal.tail() == 0
+    assert await journal.read(FIRST) == []
+    assert await journal.beats() == {}
+
+
+async def test_positions_count_from_one(journal: Journal) -> None:
+    assert [await journal.append(bytes([n])) for n in range(5)] == [1, 2, 3, 4, 5]
+    assert await journal.tail() == 5
+
+
+async def test_payloads_come_back_as_they_were(journal: Journal) -> None:
+    payloads = [b"", b"\x00", b"text", bytes(range(256)) * 40, bytes(3 << 20)]
+    await fill_with(journal, *payloads)
+    assert await journal.read(FIRST) == [Record(Position(n), payload) for n, payload in enumerate(payloads, start=1)]
+
+
+@bounded
+async def test_tasks_append_together(journal: Journal, other: Journal) -> None:
+    got: dict[int, bytes] = {}
+
+    async def append(journal: Journal, name: str) -> None:
+        for n in range(20):
+            payload = f"{name} {n}".encode()
+            got[await journal.append(payload)] = payload
+
+    async with trio.open_nursery() as nursery:
+        for name in "abc":
+            nursery.start_soon(append, journal, name)
+            nursery.start_soon(append, other, name.upper())
+    assert sorted(got) == list(range(1, 121))
+    assert await everything(journal) == sorted(got.items())
+    for name in "abcABC":
+        own = [payload for _, payload in await everything(other) if payload.startswith(name.encode())]
+        assert own == [f"{name} {n}".encode() for n in range(20)]
+
+
+async def test_read_continues_where_it_is_told(journal: Journal) -> None:
+    await fill_with(journal, b"a", b"b", b"c")
+    assert await journal.read(Position(1)) == [(2, b"b"), (3, b"c")]
+    assert await journal.read(Position(3)) == []
+    assert await journal.read(Position(9)) == []
+
+
+@pytest.mark.parametrize(
+    ("limit_bytes", "count"), [(0, 1), (1, 1), (9, 1), (10, 1), (19, 1), (20, 2), (29, 2), (30, 3), (31, 3), (1000, 3)]
+)
+async def test_read_takes_as_many_as_the_limit_holds(journal: Journal, limit_bytes: int, count: int) -> None:
+    await fill_with(journal, *[bytes(10)] * 3)
+    assert len(await journal.read(FIRST, limit_bytes=limit_bytes)) == count
+
+
+async def test_read_stops_at_the_first_that_does_not_fit(journal: Journal) -> None:
+    await fill_with(journal, b"a", bytes(100), b"b")
+    assert [record.position for record in await journal.read(FIRST, limit_bytes=50)] == [1]
+    assert [record.position for record in await journal.read(Position(1), limit_bytes=50)] == [2]
+    assert [record.position for record in await journal.read(Position(2), limit_bytes=50)] == [3]
+
+
+async def test_read_counts_empty_payloads_as_nothing(journal: Journal) -> None:
+    await fill_with(journal, bytes(10), b"", b"", b"x")
+    assert [record.position for record in await journal.read(FIRST, limit_bytes=10)] == [1, 2, 3]
+
+
+async def test_another_session_sees_what_was_appended(journal: Journal, other: Journal) -> None:
+    for n in range(20):
+        position = await journal.append(bytes([n]))
+        assert await other.tail() == position
+        assert await other.read(Position(position - 1)) == [(position, bytes([n]))]
+
+
+async def test_reopening_sees_everything(open_again: Open) -> None:
+    async with open_again() as journal:
+        await fill_with(journal, b"a", b"b")
+        await journal.beat(7)
+    async with open_again() as journal:
+        assert await journal.read(FIRST) == [(1, b"a"), (2, b"b")]
+        assert await journal.beats() == {7: 1}
+        assert await journal.append(b"c") == 3
+
+
+@bounded
+async def test_wait_returns_at_once_behind_the_tail(journal: Journal, other: Journal) -> None:
+    await fill_with(journal, b"a", b"b")
+    await journal.wait(FIRST)
+    await journal.wait(Position(1))
+    await other.wait(Position(1))
+
+
+@pytest.mark.parametrize("settle", [True, False], ids=["settled", "racing"])
+@bounded
+async def test_wait_is_woken_by_an_append(journal: Journal, other: Journal, settle: bool) -> None:
+    async with trio.open_nursery() as nursery:
+        for waiting in (journal, other, journal):
+            nursery.start_soon(waiting.wait, FIRST)
+        if settle:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        await journal.append(b"a")
+
+
+@bounded
+async def test_wait_sleeps_until_its_position(journal: Journal, other: Journal) -> None:
+    woken: list[Position] = []
+
+    async def wait(after: Position) -> None:
+        await journal.wait(after)
+        woken.append(after)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, Position(2))
+        nursery.start_soon(wait, Position(0))
+        await other.append(b"a")
+        await journal.wait(FIRST)
+        await other.append(b"b")
+        await journal.wait(Position(1))
+        await trio.testing.wait_all_tasks_blocked()
+        assert woken == [0]
+        await other.append(b"c")
+    assert woken == [0, 2]
+
+
+@bounded
+async def test_no_wake_up_is_lost(journal: Journal, other: Journal) -> None:
+    """Two sessions answer each other: one lost wake-up and both wait for ever."""
+    rounds = 60
+
+    async def answer(own: Journal, *, odd: bool) -> None:
+        for after in range(rounds):
+            if after % 2 == odd:
+                await own.append(b"my turn")
+            else:
+                await own.wait(Position(after))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: answer(journal, odd=False))
+        nursery.start_soon(lambda: answer(other, odd=True))
+    assert await journal.tail() == rounds
+
+
+@bounded
+async def test_wait_can_be_cancelled(journal: Journal, other: Journal) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.wait, FIRST)
+        nursery.start_soon(other.wait, FIRST)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        nursery.cancel_scope.cancel()
+    assert await journal.append(b"a") == 1
+    await journal.wait(FIRST)
+    await other.wait(FIRST)
+
+
+async def test_beats_count_up(journal: Journal, other: Journal) -> None:
+    for beating in (journal, other, journal):
+        await beating.beat(1)
+    await other.beat(1 << 40)
+    assert await journal.beats() == await other.beats() == {1: 3, 1 << 40: 1}
+    assert await journal.tail() == 0
+
+
+async def test_a_beat_is_forgotten(journal: Journal, other: Journal) -> None:
+    await journal.beat(1)
+    await journal.beat(2)
+    await other.forget_beat(1)
+    await other.forget_beat(3)
+    assert await journal.beats() == {2: 1}
+    await journal.beat(1)
+    assert await journal.beats() == {1: 1, 2: 1}
+
+
+async def test_what_is_trimmed_is_stale(journal: Journal, other: Journal) -> None:
+    await fill_with(journal, b"a", b"b", b"c", b"d")
+    await journal.trim(Position(3))
+    for after in (0, 1):
+        with pytest.raises(Stale):
+            await other.read(Position(after))
+    assert await other.read(Position(2)) == [(3, b"c"), (4, b"d")]
+    assert await journal.append(b"e") == 5
+
+
+async def test_the_last_entry_is_never_trimmed(open_again: Open) -> None:
+    async with open_again() as journal:
+        await journal.trim(Position(5))
+        await fill_with(journal, b"a", b"b")
+        await journal.trim(Position(100))
+    async with open_again() as journal:
+        assert await journal.tail() == 2
+        assert await journal.read(Position(1)) == [(2, b"b")]
+        assert await journal.append(b"c") == 3
+
+
+async def test_trimming_less_does_nothing(journal: Journal) -> None:
+    await fill_with(journal, b"a", b"b", b"c")
+    await journal.trim(Position(2))
+    await journal.trim(Position(1))
+    await journal.trim(Position(0))
+    assert await journal.read(Position(1)) == [(2, b"b"), (3, b"c")]
+
+
+@bounded
+async def test_closing_wakes_those_who_wait(open_again: Open, other: Journal) -> None:
+    async with open_again() as journal, trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            with pytest.raises(Unavailable):
+                await journal.wait(FIRST)
+
+        for _ in range(3):
+            nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await journal.aclose()
+    assert await other.append(b"a") == 1
+
+
+@bounded
+async def test_a_closed_journal_is_unavailable(journal: Journal) -> None:
+    await journal.aclose()
+    await journal.aclose()
+    for use in (
+        lambda: journal.append(b"a"),
+        lambda: journal.read(FIRST),
+        journal.tail,
+        lambda: journal.wait(FIRST),
+        lambda: journal.beat(1),
+        journal.beats,
+        lambda: journal.forget_beat(1),
+        lambda: journal.trim(FIRST),
+    ):
+        with pytest.raises(Unavailable):
+            await use()
+
+
+@bounded
+async def test_closes_although_cancelled(open_again: Open) -> None:
+    with trio.CancelScope() as scope:
+        async with open_again() as journal:
+            await journal.append(b"a")
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(journal.wait, FIRST)
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    async with open_again() as journal:
+        assert await journal.tail() == 1
+
+
+# From here on: what only an engine on a disk must do.
+
+APPENDER = """
+import sys, trio
+from pathlib import Path
+from agentfs.journal.sqlite import open_sqlite_journal
+from agentfs.runtime import SystemRuntime
+
+async def main(path, name, count):
+    async with open_sqlite_journal(Path(path), runtime=SystemRuntime()) as journal:
+        for n in range(int(count)):
+            print(await journal.append(f"{name} {n}".encode()), flush=True)
+
+trio.run(main, *sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "journal.sqlite"
+    create_sqlite_journal(path)
+    return path
+
+
+def appender(path: Path, name: str, count: int) -> list[str]:
+    """The command of a process that appends `count` entries and prints their positions."""
+    return [sys.executable, "-c", APPENDER, str(path), name, str(count)]
+
+
+@bounded
+async def test_processes_append_together(path: Path) -> None:
+    async with open_sqlite_journal(path, runtime=Sleepless()) as journal:
+        printed: dict[str, bytes] = {}
+
+        async def run(name: str) -> None:
+            printed[name] = (await trio.run_process(appender(path, name, 40), capture_stdout=True)).stdout
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, "a")
+            nursery.start_soon(run, "b")
+            own = [await journal.append(b"c %d" % n) for n in range(40)]
+        records = await everything(journal)
+    assert [record.position for record in records] == list(range(1, 121))
+    for name, positions in {"a": printed["a"].split(), "b": printed["b"].split(), "c": own}.items():
+        assert [records[int(position) - 1].payload for position in positions] == [f"{name} {n}".encode() for n in range(40)]
+
+
+@bounded
+async def test_another_process_wakes_those_who_wait(path: Path) -> None:
+    async with open_sqlite_journal(path, runtime=Sleepless()) as journal, trio.open_nursery() as nursery:
+        for after in range(10):
+            nursery.start_soon(journal.wait, Position(after))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await trio.run_process(appender(path, "a", 10), capture_stdout=True)
+
+
+@bounded
+async def test_a_killed_process_loses_no_acknowledged_entry(path: Path) -> None:
+    async with open_sqlite_journal(path, runtime=Sleepless()) as journal, trio.open_nursery() as nursery:
+        process: trio.Process = await nursery.start(
+            lambda task_status: trio.run_process(
+                appender(path, "a", 1 << 30), stdout=subprocess.PIPE, check=False, task_status=task_status
+            )
+        )
+        await journal.wait(Position(50))
+        process.send_signal(signal.SIGKILL)
+        assert process.stdout is not None
+        acknowledged = [int(line) for line in b"".join([part async for part in process.stdout]).split(b"\n")[:-1]]
+        await process.wait()
+        records = await everything(journal)
+        assert acknowledged == list(range(1, len(acknowledged) + 1))
+        assert len(acknowledged) <= len(records) <= len(acknowledged) + 1
+        assert records == [(n + 1, f"a {n}".encode()) for n in range(len(records))]
+        assert await journal.append(b"b") == len(records) + 1
+
+
+@bounded
+async def test_append_waits_for_a_busy_journal(path: Path) -> None:
+    async with open_sqlite_journal(path, runtime=Sleepless()) as journal:
+        with closing(sqlite3.connect(path, isolation_level=None)) as busy:
+            busy.execute("BEGIN IMMEDIATE")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(journal.append, b"a")
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                assert await journal.tail() == 0
+                busy.execute("ROLLBACK")
+        assert await journal.tail() == 1
+
+
+async def test_a_journal_that_stays_busy_is_unavailable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentfs.journal.sqlite.BUSY_SECONDS", 0.01)
+    async with open_sqlite_journal(path, runtime=Sleepless()) as journal:
+        with closing(sqlite3.connect(path, isolation_level=None)) as busy:
+            busy.execute("BEGIN IMMEDIATE")
+            with pytest.raises(Unavailable):
+                await journal.append(b"a")
+            busy.execute("ROLLBACK")
+        assert await journal.append(b"b") == 1
+
+
+async def test_a_full_disk_leaves_the_journal_usable(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", size_mib=4) as disk:
+        path = disk / "journal.sqlite"
+        create_sqlite_journal(path)
+        async with open_sqlite_journal(path, runtime=Sleepless()) as journal:
+            await journal.append(b"a")
+            fill(disk / "ballast")
+            with pytest.raises(NoSpace):
+                await journal.append(bytes(1 << 20))
+            assert await journal.read(FIRST) == [(1, b"a")]
+            (disk / "ballast").unlink()
+            assert await journal.append(b"b") == 2
+            assert await journal.read(Position(1)) == [(2, b"b")]
+
+
+async def test_no_journal_is_made_or_opened_on_a_full_disk(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", size_mib=1) as disk:
+        path = disk / "journal.sqlite"
+        fill(disk / "ballast")
+        with pytest.raises(NoSpace):
+            create_sqlite_journal(path)
+        assert [file.name for file in disk.iterdir()] == ["ballast"]
+        (disk / "ballast").unlink()
+        create_sqlite_journal(path)
+        fill(disk / "ballast")
+        with pytest.raises(NoSpace):
+            await opened(path)
+
+
+async def test_trimming_goes_through_in_steps(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.executemany("INSERT INTO entries VALUES (?, ?)", [(n, b"x") for n in range(1, 3501)])
+    async with open_sqlite_journal(path, runtime=Sleepless()) as journal:
+        await journal.trim(Position(3400))
+        with pytest.raises(Stale):
+            await journal.read(Position(3398))
+        assert len(await journal.read(Position(3399))) == 101
+
+
+async def test_a_gap_is_damage(path: Path) -> None:
+    async with open_sqlite_journal(path, runtime=Sleepless()) as journal:
+        await fill_with(journal, b"a", b"b", b"c")
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("DELETE FROM entries WHERE position = 2")
+        with pytest.raises(Corrupt):
+            await journal.read(FIRST)
+
+
+@bounded
+async def test_leaves_one_file_behind(path: Path) -> None:
+    async with open_sqlite_journal(path, runtime=Sleepless()) as journal:
+        await journal.append(b"a")
+        with trio.move_on_after(0):
+            await journal.wait(Position(1))
+    assert list(path.parent.iterdir()) == [path]
+
+
+@bounded
+async def test_a_path_with_odd_characters(tmp_path: Path) -> None:
+    path = tmp_path / "a ?#%41&ü\udcff" / "j?mode=ro"
+    path.parent.mkdir()
+    create_sqlite_journal(path)
+    async with (
+        open_sqlite_journal(path, runtime=Sleepless()) as journal,
+        open_sqlite_journal(path, runtime=Sleepless()) as other,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(other.wait, FIRST)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await journal.append(b"a")
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"something else"])
+async def test_create_refuses_what_exists(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "journal.sqlite"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(Exists):
+        create_sqlite_journal(path)
+    assert path.is_dir() if content is None else path.read_bytes() == content
+
+
+async def test_create_needs_its_directory(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        create_sqlite_journal(tmp_path / "missing" / "journal.sqlite")
+
+
+async def opened(path: Path) -> None:
+    async with open_sqlite_journal(path, runtime=Sleepless()) as journal:
+        await journal.append(b"a")
+
+
+async def test_open_needs_a_journal(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        await opened(tmp_path / "missing")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(Invalid):
+        await opened(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff garbage " * 1000])
+async def test_open_refuses_other_files(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "journal.sqlite"
+    path.write_bytes(content)
+    with pytest.raises(Invalid):
+        await opened(path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DROP TABLE meta",
+        "DELETE FROM meta",
+        "UPDATE meta SET value = 'one'",
+        "ALTER TABLE meta RENAME COLUMN value TO other",
+    ],
+)
+async def test_open_refuses_other_databases(path: Path, change: str) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(change)
+    with pytest.raises(Invalid):
+        await opened(path)
+
+
+async def test_open_refuses_a_newer_format(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE meta SET value = ?", (FORMAT + 1,))
+    with pytest.raises(Invalid, match="upgrade agentfs"):
+        await opened(path)
+
+
+@pytest.mark.parametrize("eighths", range(1, 8))
+async def test_a_journal_that_was_cut_is_damaged(path: Path, eighths: int) -> None:
+    async with open_sqlite_journal(path, runtime=Sleepless()) as journal:
+        await fill_with(journal, *[bytes(5000)] * 20)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * eighths // 8])
+    with pytest.raises(AgentfsError) as caught:
+        async with open_sqlite_journal(path, runtime=Sleepless()) as journal:
+            await everything(journal)
+    assert isinstance(caught.value, Corrupt | Invalid)
