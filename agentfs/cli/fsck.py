@@ -1,63 +1,134 @@
 """`agentfs fsck`: checks a workspace's journal, State and chunks."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from agentfs.cli.arguments import PATH
 
 if TYPE_CHECKING:
+    from agentfs.chunks.directory import DirectoryStore
     from agentfs.cli.layout import WorkspaceDirectory
-    from agentfs.cli.workspace_file import WorkspaceFile
+    from agentfs.cli.workspace_file import ReplicaPlace, WorkspaceFile
+    from agentfs.model.ids import ReplicaId
+    from agentfs.runtime import Runtime
+    from agentfs.workspace.findings import Finding
+    from agentfs.workspace.fsck import Checked
+    from agentfs.workspace.fsck_chunks import Report
 
 
 @click.command()
 @click.argument("workspace")
+@click.option("--cache-dir", type=PATH, help="Where mounts keep State. Default: AGENTFS_CACHE_DIR, else XDG cache.")
 @click.option("--root", type=PATH, help="Where workspaces are kept. Default: AGENTFS_ROOT, else XDG data.")
-@click.option("--json", "as_json", is_flag=True, help="Print records of the progress, the faults and the result.")
-def command(workspace: str, root: Path | None, as_json: bool) -> int:
-    """Check WORKSPACE, a name or a path.
+@click.option("--json", "as_json", is_flag=True, help="Print records of the progress, the findings and the result.")
+def command(workspace: str, cache_dir: Path | None, root: Path | None, as_json: bool) -> int:
+    """Check WORKSPACE, a name or a path. It may be mounted meanwhile.
 
-    The journal has no gap, a fresh replay gives the same State, and every extent's chunk is in the replicas it should be in,
-    with the right hash. Exit code 7 if something is wrong.
+    The journal has no gap, a fresh replay gives the same State as mounts have, and every chunk that a file needs is in the
+    replicas it should be in, with the right hash. Exit code 7 if something is wrong.
     """
     from agentfs.cli.failures import DAMAGED
-    from agentfs.cli.layout import data_root, workspace_directory
-    from agentfs.cli.progress import echo_json, progress
+    from agentfs.cli.layout import cache_root, data_root, workspace_directory
     from agentfs.cli.workspace_file import read_workspace_file
 
     place = data_root(root)
     directory = workspace_directory(workspace, place)
     file = read_workspace_file(directory, root=place)
-    with progress("checking", unit="items", as_json=as_json) as shown:
-        faults = _check(directory, file, shown.advance)
+    checked = _check(directory, file, cache_root(cache_dir), as_json=as_json)
     if as_json:
-        for fault in faults:
-            echo_json({"event": "fault", "message": fault})
-        echo_json({"event": "checked", "workspace": file.name, "faults": len(faults)})
+        _show_json(file.name, checked)
     else:
-        for fault in faults:
-            click.echo(f"✗ {fault}")
-        click.echo(f"workspace {file.name}: {f'{len(faults)} faults' if faults else 'no fault found'}")
-    return DAMAGED if faults else 0
+        _show(file.name, checked)
+    return DAMAGED if checked.faults else 0
 
 
-def _check(directory: "WorkspaceDirectory", file: "WorkspaceFile", report: Callable[[int, int, str], None]) -> list[str]:
-    """Every fault, as one line each: the one place that knows how the checker is called."""
+def _show_json(name: str, checked: "Checked") -> None:
+    from agentfs.cli.progress import echo_json
+
+    for each in checked.findings:
+        echo_json({"event": each.severity, "kind": each.kind, "message": each.message})
+    notes = len(checked.findings) - len(checked.faults)
+    looked = {"entries": checked.entries, "states": checked.states}
+    echo_json({"event": "checked", "workspace": name, "faults": len(checked.faults), "notes": notes, **looked})
+
+
+def _show(name: str, checked: "Checked") -> None:
+    for each in checked.findings:
+        click.echo(f"{'✗' if each.severity == 'fault' else 'note:'} {each.message}")
+    count = len(checked.faults)
+    result = f"{count} fault{'s' if count > 1 else ''}" if count else "no fault found"
+    click.echo(f"workspace {name}: {result} ({checked.entries} entries, {checked.states} State files compared)")
+
+
+def _check(directory: "WorkspaceDirectory", file: "WorkspaceFile", cache_dir: Path, *, as_json: bool) -> "Checked":
+    """Every finding: the one place that puts together what the checker looks at."""
+    from dataclasses import replace
+
     import trio
 
-    from agentfs.chunks.directory import DirectoryStore
+    from agentfs.cli.progress import progress
     from agentfs.journal.sqlite import open_sqlite_journal
     from agentfs.runtime import SystemRuntime
     from agentfs.workspace.fsck import check_workspace
 
-    async def check() -> list[str]:
+    @contextmanager
+    def stage(title: str, unit: Literal["bytes", "items"]) -> "Iterator[Report]":
+        with progress(title, unit=unit, as_json=as_json) as shown:
+            yield shown.advance
+
+    async def check() -> "Checked":
         runtime = SystemRuntime()
-        stores = {place.replica: DirectoryStore(place.directory(directory.path), runtime=runtime) for place in file.replicas}
+        stores, findings = _open_replicas(directory, file, runtime)
         async with open_sqlite_journal(directory.path / file.journal, runtime=runtime) as journal:
-            faults: list[str] = await check_workspace(journal=journal, replicas=stores, report=report, runtime=runtime)
-            return faults
+            checked = await check_workspace(
+                workspace=file.workspace,
+                journal=journal,
+                replicas=stores,
+                cache_dir=cache_dir,
+                runtime=runtime,
+                stage=stage,
+            )
+        return replace(checked, findings=[*findings, *checked.findings])
 
     return trio.run(check)
+
+
+def _open_replicas(
+    directory: "WorkspaceDirectory", file: "WorkspaceFile", runtime: "Runtime"
+) -> "tuple[dict[ReplicaId, DirectoryStore], list[Finding]]":
+    """The replicas that are this workspace's, and what is wrong with the others."""
+    from agentfs.chunks.directory import DirectoryStore
+    from agentfs.workspace.findings import Finding
+
+    stores, findings = {}, []
+    for place in file.replicas:
+        path = place.directory(directory.path)
+        stranger, complaint = _look_at_marker(path, place, file)
+        if complaint:
+            findings.append(Finding("replica", f"replica {place.id} at {place.url}: {complaint}"))
+        if not stranger:
+            stores[place.replica] = DirectoryStore(path, runtime=runtime)
+    return stores, findings
+
+
+def _look_at_marker(path: Path, place: "ReplicaPlace", file: "WorkspaceFile") -> tuple[bool, str]:
+    """Whether the directory is another workspace's or replica's, and what is wrong with its marker; "" if nothing."""
+    from agentfs.cli.replica_directory import MARKER_FILE, read_marker
+    from agentfs.model.errors import AgentfsError
+
+    try:
+        marker = read_marker(path)
+    except AgentfsError as error:
+        return False, str(error)
+    except OSError as error:
+        return False, f"its {MARKER_FILE} cannot be read: {error.strerror}"
+    if marker is None:
+        missing = path.is_dir()
+        return False, f"it has no {MARKER_FILE}: is its disk mounted?" if missing else ""
+    if (marker.workspace, marker.replica) != (file.workspace, place.id):
+        return True, f"it is replica {marker.replica} of workspace {marker.name} ({marker.workspace})"
+    return False, ""

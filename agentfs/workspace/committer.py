@@ -8,13 +8,15 @@ the same rules, so that rows always say what a fresh replay would say.
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 
 import structlog
 import trio
 
 from agentfs.journal.contract import Journal
-from agentfs.model.changes import AnyChange
+from agentfs.model.changes import AnyChange, InlineRun, SetXattr, Write
 from agentfs.model.codec import decode_entry, encode_entry
 from agentfs.model.entry import Entry, Transaction
 from agentfs.model.errors import AgentfsError, Corrupt, Fenced, NoSpace, Unavailable
@@ -22,6 +24,9 @@ from agentfs.model.ids import Position, SessionId, TxnNumber
 from agentfs.runtime import Runtime
 from agentfs.state.apply import Outcome, advance, apply_entry, apply_transaction
 from agentfs.state.tables import Tables, Undo
+
+NOWHERE = Position(0)
+"""The position of a pending transaction that would abort as things stand."""
 
 LINGER_SECONDS = 0.05
 """How long a transaction that nobody waits for may stay pending, so that others join its entry."""
@@ -45,6 +50,10 @@ IDLE_SAVE_SECONDS = 1.0
 FORCED_SAVE_ENTRIES = 4096
 """Entries after which State is saved even though something is always pending."""
 
+_CHANGE_BYTES = 128
+"""What a change weighs in an entry besides the content it carries, roughly."""
+
+T = TypeVar("T")
 _log = structlog.get_logger()
 
 
@@ -83,6 +92,7 @@ class Committer:
         self._urgent = trio.Event()
         self._room = trio.Event()
         self._since_save = 0
+        # Called before a transaction is queued; what it raises refuses the transaction. `on_withdraw` must not raise.
         self.on_submit: Callable[[Transaction], None] = lambda transaction: None
         self.on_withdraw: Callable[[TxnNumber], None] = lambda number: None
 
@@ -91,26 +101,30 @@ class Committer:
         """How many transactions are not known to be in the journal."""
         return len(self._queue) + len(self._flying)
 
-    def submit(self, changes: list[AnyChange], *, size: int = 0) -> Pending:
-        """Apply a transaction and queue it. `size` is about how many bytes of content it carries.
+    def submit(self, changes: list[AnyChange]) -> Pending:
+        """Apply a transaction and queue it.
 
         Raises what the rules say when it cannot commit; then nothing happened.
         """
         transaction = Transaction(TxnNumber(self._number + 1), changes)
         position = Position(self.tables.position + (2 if self._flying else 1))
-        pending = Pending(transaction, [], position, size)
+        pending = Pending(transaction, [], position, sum(map(_weight, changes)))
         outcome = self._speculate(pending)
         if outcome is not None:
             raise outcome
+        try:
+            self.on_submit(transaction)
+        except AgentfsError:
+            self.tables.take_back(pending.undo)
+            raise
         self._number = transaction.number
         self._queue.append(pending)
-        self.on_submit(transaction)
         self._work.set()
         return pending
 
-    async def commit(self, changes: list[AnyChange], *, size: int = 0) -> None:
+    async def commit(self, changes: list[AnyChange]) -> None:
         """Submit a transaction and wait until it is in the journal."""
-        pending = self.submit(changes, size=size)
+        pending = self.submit(changes)
         self._urgent.set()
         await pending.committed()
 
@@ -120,12 +134,16 @@ class Committer:
         await pending.committed()
 
     async def sync(self) -> None:
-        """Wait until everything submitted before this call is settled. Raises NoSpace, Unavailable if the journal refused."""
+        """Wait until everything submitted before this call is settled.
+
+        Raises NoSpace, Unavailable or Fenced if the journal refused it; a single transaction that a foreign one overtook is no
+        reason.
+        """
         last = self._queue[-1] if self._queue else self._flying[-1] if self._flying else None
         if last is not None:
             self._urgent.set()
             await last.done.wait()
-            if isinstance(last.outcome, NoSpace | Unavailable):
+            if isinstance(last.outcome, NoSpace | Unavailable | Fenced):
                 raise last.outcome
 
     async def throttle(self) -> None:
@@ -141,7 +159,7 @@ class Committer:
             self._take_group()
             entry = Entry(self.session, self._runtime.now_ns(), [pending.transaction for pending in self._flying])
             try:
-                position = await self._append(encode_entry(entry))
+                position = await self._persist(partial(self._journal.append, encode_entry(entry)))
                 await self._confirm(position)
             except AgentfsError as error:
                 self._fail(error)
@@ -162,9 +180,9 @@ class Committer:
         while until is None or self.tables.position < until:
             records = await self._journal.read(self.tables.position)
             fresh = [record for record in records if record.position > self.tables.position]
-            if not fresh:
-                if until is None:
-                    return
+            if not fresh and until is None:
+                return
+            if not records:
                 raise Corrupt(f"entry {until} was appended and cannot be read")
             entries = [(decode_entry(record.payload), record.position) for record in fresh]
             self._take_back()
@@ -195,17 +213,17 @@ class Committer:
             # What did not fit goes with the next entry, and at once: somebody may be waiting for it.
             self._urgent.set()
 
-    async def _append(self, payload: bytes) -> Position:
-        """Append, again after a failure that may pass: `apply` ignores what it has already seen of this session."""
+    async def _persist(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask the journal, again after a failure that may pass: `apply` ignores what it has already seen of this session."""
         deadline = self._runtime.boottime() + RETRY_SECONDS
         pause = 0.05
         while True:
             try:
-                return await self._journal.append(payload)
+                return await ask()
             except Unavailable as error:
                 if self._runtime.boottime() + pause > deadline:
                     raise
-                _log.warning("append_failed", reason=str(error), retry_seconds=pause)
+                _log.warning("journal_unavailable", reason=str(error), retry_seconds=pause)
             await self._runtime.sleep(pause * (0.5 + self._runtime.jitter()))
             pause = min(pause * 2, 2.0)
 
@@ -214,7 +232,7 @@ class Committer:
         self._since_save += 1
         as_guessed = position == self.tables.position + 1 and all(p.position == position for p in self._flying)
         if not as_guessed:
-            await self.catch_up(position)
+            await self._persist(partial(self.catch_up, position))
             return
         group, self._flying = self._flying, []
         mark = self.tables.mark()
@@ -264,9 +282,10 @@ class Committer:
     def _redo(self) -> None:
         following = Position(self.tables.position + 1)
         for pending in self._flying:
-            # Whatever comes of it now, what counts is the outcome where the journal puts it.
+            # Whatever comes of it now, what counts is the outcome where the journal puts it: an abort is no guess that holds.
             pending.position = following
-            self._speculate(pending)
+            if self._speculate(pending) is not None:
+                pending.position = NOWHERE
         following = Position(following + bool(self._flying))
         queue, self._queue = self._queue, deque()
         for pending in queue:
@@ -293,3 +312,14 @@ class Committer:
         pending.outcome = outcome
         self.on_withdraw(pending.transaction.number)
         pending.done.set()
+
+
+def _weight(change: AnyChange) -> int:
+    """About how many bytes a change is in an entry."""
+    match change:
+        case Write(runs=runs):
+            return sum(_CHANGE_BYTES + (run.length if isinstance(run, InlineRun) else 0) for run in runs)
+        case SetXattr(value=value):
+            return _CHANGE_BYTES + len(value)
+        case _:
+            return _CHANGE_BYTES

@@ -5,7 +5,7 @@ from cachetools import LRUCache
 
 from agentfs.chunks.contract import ChunkStore
 from agentfs.chunks.segment import decode_chunk, segment_key
-from agentfs.model.errors import AgentfsError, Corrupt
+from agentfs.model.errors import AgentfsError, Corrupt, Unavailable
 from agentfs.model.extents import Chunk, Extent
 from agentfs.model.ids import Ino, SegmentId
 from agentfs.state.tables import Tables
@@ -80,7 +80,10 @@ class Reader:
             # What a person needs to find the damage: which file, which bytes, which object; `replicated` logged which replica.
             path = path_of(self._tables, extent.ino)
             _log.error("read_failed", path=path, offset=extent.offset, length=extent.length, segment=key, reason=str(error))
-            raise
+            if isinstance(error, Unavailable):
+                raise
+            # Whatever is wrong with the object, the file and its name are there: a reader must not be told that they are not.
+            raise Corrupt(f"{path}: {error}") from error
         self._decoded[extent.segment, chunk.start] = raw
         return raw
 

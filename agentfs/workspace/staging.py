@@ -8,22 +8,26 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import structlog
 import trio
 from msgspec.structs import replace
 
+from agentfs.model.changes import Write
 from agentfs.model.entry import Transaction
 from agentfs.model.errors import NoSpace
 from agentfs.model.ids import Ino, TxnNumber
 from agentfs.model.inode import Inode
 from agentfs.model.ranges import RangeSet
 from agentfs.workspace.committer import Pending
-from agentfs.workspace.staging_log import Cut, Forgotten, Frozen, Staged, StagingLog, Submitted, Withdrawn
+from agentfs.workspace.staging_log import Cut, Forgotten, Frozen, Staged, StagingLog, StagingRecord, Submitted, Withdrawn
 
 _SLOT_KEPT_BYTES = 1 << 20
 """A staging file is used again as it is below this size, and emptied above."""
 
 _SLOTS_KEPT = 16
 """Staging files kept open for reuse."""
+
+_log = structlog.get_logger()
 
 
 class Layer:
@@ -128,12 +132,26 @@ class Staging:
         return max((now - self.files[ino].since for ino in inos), default=0.0)
 
     def log_submitted(self, transaction: Transaction) -> None:
-        """Remember a transaction until it is in the journal, so that it survives `kill -9`."""
-        self.log.append(Submitted(transaction))
+        """Remember a transaction until it is in the journal, so that it survives `kill -9`.
+
+        Raises NoSpace for one that carries content, whose bytes a recovery would otherwise send twice. Others go on without: a
+        full cache disk must not keep anybody from removing files.
+        """
+        if any(isinstance(change, Write) for change in transaction.changes):
+            self.log.append(Submitted(transaction))
+        else:
+            self._note(Submitted(transaction))
 
     def log_withdrawn(self, number: TxnNumber) -> None:
         """A transaction will never be in the journal: it must not be sent again."""
-        self.log.append(Withdrawn(number))
+        self._note(Withdrawn(number))
+
+    def _note(self, record: StagingRecord) -> None:
+        """Add a record that is better there, and whose lack loses nothing that was promised."""
+        try:
+            self.log.append(record)
+        except NoSpace as error:
+            _log.warning("staging_log_full", reason=str(error))
 
     def write(self, ino: Ino, offset: int, data: bytes, *, size: int, now_ns: int, append: bool) -> int:
         """Stage a write; `size` is the size before it. Returns the bytes taken: all. Raises NoSpace and changes nothing."""
@@ -177,10 +195,10 @@ class Staging:
     def freeze(self, file: DirtyFile) -> list[Layer]:
         """The layers to commit next, oldest first; writes from now on go to another."""
         if file.active is not None:
+            self.log.append(Frozen(file.ino))
             file.active.size = file.size
             file.frozen.append(file.active)
             file.active = None
-            self.log.append(Frozen(file.ino))
         return [layer for layer in file.frozen if not layer.shown]
 
     def committed(self, file: DirtyFile, layers: list[Layer]) -> None:
@@ -251,7 +269,7 @@ class Staging:
         layer.set_mtime = None
 
     def _forget(self, file: DirtyFile) -> None:
-        self.log.append(Forgotten(file.ino))
+        self._note(Forgotten(file.ino))
         del self.files[file.ino]
 
     def _put(self, fd: int, data: bytes, offset: int) -> None:

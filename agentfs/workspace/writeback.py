@@ -11,7 +11,7 @@ import trio
 from agentfs.chunks.contract import ChunkStore
 from agentfs.chunks.segment import Segment, SegmentBuilder
 from agentfs.model.changes import AddSegment, AnyChange, ChunkRun, InlineRun, Placed, SetAttr, Truncate, Write
-from agentfs.model.errors import AgentfsError, Stale
+from agentfs.model.errors import AgentfsError, NoSpace, Stale, Unavailable
 from agentfs.model.extents import CHUNK_MAX, INLINE_MAX
 from agentfs.model.ids import Ino, ReplicaId
 from agentfs.runtime import Runtime
@@ -84,7 +84,7 @@ class Writeback:
         size = inode.size if inode else 0
         for layer, layer_runs in zip(layers, runs, strict=True):
             size = _describe(file.ino, layer, layer_runs, size, changes)
-        file.last = self._committer.submit(changes, size=sum(_weight(run) for each in runs for run in each))
+        file.last = self._committer.submit(changes)
         for layer in layers:
             layer.shown = True
 
@@ -117,7 +117,7 @@ class Writeback:
                 runs.extend(chunk_runs)
                 nursery.start_soon(self._put, segment, changes, failures, slots, token)
         if failures:
-            raise failures[0]
+            raise _writers_error(failures[0])
         return runs
 
     async def _put(
@@ -169,6 +169,11 @@ class Writeback:
             await self.commit(ino)
 
 
+def _writers_error(error: AgentfsError) -> AgentfsError:
+    """What a writer is told of a put that failed: a full replica is ENOSPC; its permissions are not the file's."""
+    return error if isinstance(error, NoSpace | Unavailable) else Unavailable(f"the replicas did not take it: {error}")
+
+
 def _build(fd: int, spans: list[tuple[int, int]]) -> tuple[Segment, list[ChunkRun], list[tuple[int, int]]]:
     """Fill one segment from a staging file; return it, the runs in it, and the spans that did not fit."""
     builder = SegmentBuilder()
@@ -216,7 +221,3 @@ def _moved(run: Run, by: int) -> Run:
     if isinstance(run, InlineRun):
         return InlineRun(run.offset + by, run.data)
     return ChunkRun(run.offset + by, run.segment, run.chunk)
-
-
-def _weight(run: Run) -> int:
-    return run.length if isinstance(run, InlineRun) else 128

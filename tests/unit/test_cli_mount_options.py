@@ -1,0 +1,69 @@
+"""What -o accepts, and what it refuses by name."""
+
+from pathlib import Path
+
+import pytest
+
+from agentfs.cli.mount_options import MountOptions, parse_options
+from agentfs.model.errors import Invalid
+
+
+def test_nothing_given_is_the_default() -> None:
+    assert parse_options([]) == parse_options([""]) == parse_options(["defaults,rw"]) == MountOptions()
+
+
+def test_our_own_options() -> None:
+    text = "ro,allow_other,uid=1000,gid=100,umask=027,durability=fsync,label=ci job,cache_dir=/c,root=/r"
+    assert parse_options([text]) == MountOptions(
+        read_only=True,
+        allow_other=True,
+        uid=1000,
+        gid=100,
+        umask=0o027,
+        durability="fsync",
+        label="ci job",
+        cache_dir=Path("/c"),
+        root=Path("/r"),
+    )
+
+
+def test_lists_add_up_and_the_last_word_wins() -> None:
+    assert not parse_options(["ro", "rw"]).read_only
+    assert parse_options(["rw,uid=1", "ro,uid=2"]) == MountOptions(read_only=True, uid=2)
+    assert parse_options(["exec,noexec,nosuid"]).kernel == ("noexec", "nosuid")
+
+
+def test_what_fstab_and_mount_pass_is_accepted() -> None:
+    text = "rw,noauto,user,users,user=me,nofail,_netdev,x-systemd.automount,x-gvfs-name=A,relatime,nodev,noatime,comment=x"
+    assert parse_options([text]) == MountOptions(kernel=("nodev", "noatime"))
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "frob",
+        "frob=1",
+        "uid",
+        "uid=",
+        "uid=me",
+        "uid=-1",
+        "uid=4294967295",
+        "gid=²",
+        "umask=9",
+        "umask=1777",
+        "durability=never",
+        "label=",
+        "cache_dir=relative",
+        "ro=1",
+        "nodev=1",
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(word: str) -> None:
+    with pytest.raises(Invalid, match=word.partition("=")[0]):
+        parse_options([word])
+
+
+def test_sloppy_ignores_what_is_unknown_but_not_what_is_wrong() -> None:
+    assert parse_options(["sloppy,frob,ro"]) == MountOptions(read_only=True)
+    with pytest.raises(Invalid):
+        parse_options(["sloppy,uid=me"])

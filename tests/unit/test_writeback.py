@@ -1,0 +1,354 @@
+"""Writeback: what a commit sends, what happens when a replica or the journal fails, and what other sessions' commits do to it."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+import trio
+
+from agentfs.chunks.contract import ChunkStore
+from agentfs.chunks.memory import MemoryStore
+from agentfs.model.changes import AddSegment, ChunkRun, Fence, InlineRun, Unlink, Write
+from agentfs.model.errors import Fenced, NoSpace, Stale, Unavailable
+from agentfs.model.extents import CHUNK_MAX, INLINE_MAX, SEGMENT_MAX
+from agentfs.model.ids import ROOT_INO, Ino, ReplicaId
+from agentfs.state.checksum import checksum
+from agentfs.workspace.reader import Reader
+from tests.simulation.entries import make, text
+from tests.simulation.faults import Fault, Script
+from tests.simulation.parts import Parts, World, entries_of, make_world, open_parts, replayed
+from tests.simulation.virtual_time import in_virtual_time
+
+F, G = Ino(2 << 32), Ino((2 << 32) + 1)
+BIG = Random(0).randbytes(INLINE_MAX + 1)
+
+
+@pytest.fixture
+def world() -> World:
+    """A workspace with two empty files that session B made."""
+    world = make_world()
+    world.foreign(2, make(F, b"f"), make(G, b"g"))
+    return world
+
+
+async def committed_body(world: World, ino: Ino) -> bytes:
+    """A file as a mount on another host would read it: from the journal and the replicas alone."""
+    tables = replayed(world.log)
+    store = world.stores[ReplicaId(1)]
+    empty = make_staging_free_reader(tables, store)
+    body = await empty.read(ino, 0, 1 << 40)
+    tables.close()
+    return body
+
+
+def make_staging_free_reader(tables: object, store: ChunkStore) -> Reader:
+    class Nothing:
+        files: dict[Ino, object] = {}
+
+    return Reader(tables, Nothing(), store)  # type: ignore[arg-type]
+
+
+async def fail_journal(parts: Parts, world: World, ino: Ino) -> None:
+    """Commit a file while the journal refuses."""
+    world.journal_script.add("append", Fault(refused=NoSpace("the journal is full")))
+    with pytest.raises(NoSpace):
+        await parts.writeback.commit(ino)
+
+
+# ---- what is sent
+
+
+@in_virtual_time
+async def test_a_small_file_travels_in_the_entry(world: World, tmp_path: Path) -> None:
+    async with open_parts(world, tmp_path / "1") as parts:
+        parts.write(F, 0, b"x" * INLINE_MAX)
+        await parts.writeback.commit(F)
+        (write,) = entries_of(world.log)[-1].transactions[0].changes
+        assert isinstance(write, Write)
+        assert isinstance(write.runs[0], InlineRun)
+        assert parts.staging.files == {}
+        assert await committed_body(world, F) == b"x" * INLINE_MAX
+
+
+@in_virtual_time
+async def test_segments_are_in_the_replicas_before_their_entry(world: World, tmp_path: Path) -> None:
+    gate = trio.Event()
+    world.store_scripts[ReplicaId(2)].add("put", Fault(before=gate))
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        parts.write(F, 0, BIG)
+        nursery.start_soon(parts.writeback.commit, F)
+        await trio.sleep(5)
+        before = len(world.log.payloads)
+        gate.set()
+        await trio.sleep(5)
+        assert len(world.log.payloads) == before + 1
+        changes = entries_of(world.log)[-1].transactions[0].changes
+        added = [change for change in changes if isinstance(change, AddSegment)]
+        assert [change.replicas for change in added] == [[1, 2]]
+        assert await committed_body(world, F) == BIG
+
+
+@in_virtual_time
+async def test_a_large_file_is_chunks_in_segments(world: World, tmp_path: Path) -> None:
+    body = Random(1).randbytes(SEGMENT_MAX + CHUNK_MAX + 5)
+    async with open_parts(world, tmp_path / "1") as parts:
+        parts.write(F, 0, body)
+        await parts.writeback.commit(F)
+        changes = entries_of(world.log)[-1].transactions[0].changes
+        assert [type(change) for change in changes] == [AddSegment, AddSegment, Write]
+        write = changes[-1]
+        assert isinstance(write, Write)
+        assert all(isinstance(run, ChunkRun) and run.length <= CHUNK_MAX for run in write.runs)
+        assert await committed_body(world, F) == body
+
+
+@in_virtual_time
+async def test_truncating_and_writing_in_every_order(world: World, tmp_path: Path) -> None:
+    async with open_parts(world, tmp_path / "1") as parts:
+        for steps, expected in [
+            (["w0:0123456789", "t4"], b"0123"),
+            (["t2", "t6"], b"01\0\0\0\0"),
+            (["t0", "w3:abc"], b"\0\0\0abc"),
+            (["w1:xy", "t2", "w4:z", "t8"], b"\0x\0\0z\0\0\0"),
+            (["t0"], b""),
+            (["t5"], b"\0" * 5),
+        ]:
+            for step in steps:
+                if step.startswith("t"):
+                    parts.truncate(F, int(step[1:]))
+                else:
+                    offset, data = step[1:].split(":")
+                    parts.write(F, int(offset), data.encode())
+            assert await parts.body(F) == expected, steps
+            await parts.writeback.commit(F)
+            assert await parts.body(F) == expected, steps
+            assert await committed_body(world, F) == expected, steps
+
+
+@in_virtual_time
+async def test_writes_during_a_commit_go_with_the_next(world: World, tmp_path: Path) -> None:
+    gate = trio.Event()
+    world.store_scripts[ReplicaId(1)].add("put", Fault(before=gate))
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        parts.write(F, 0, BIG)
+        nursery.start_soon(parts.writeback.commit, F)
+        await trio.sleep(1)
+        parts.write(F, 0, b"later")
+        expected = b"later" + BIG[5:]
+        assert await parts.body(F) == expected
+        gate.set()
+        await trio.sleep(1)
+        assert await committed_body(world, F) == BIG
+        await parts.writeback.commit(F)
+        assert await committed_body(world, F) == await parts.body(F) == expected
+
+
+@in_virtual_time
+async def test_what_is_old_is_committed_without_being_asked(world: World, tmp_path: Path) -> None:
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        nursery.start_soon(parts.writeback.run)
+        parts.write(F, 0, b"old")
+        await trio.sleep(0.5)
+        assert await committed_body(world, F) == b""
+        await trio.sleep(1)
+        assert await committed_body(world, F) == b"old"
+        nursery.cancel_scope.cancel()
+
+
+# ---- what fails
+
+
+@in_virtual_time
+async def test_a_replica_that_fails_keeps_it_staged_for_the_next_commit(world: World, tmp_path: Path) -> None:
+    async with open_parts(world, tmp_path / "1") as parts:
+        parts.write(F, 0, BIG)
+        world.store_scripts[ReplicaId(2)].add("put", Fault(refused=Unavailable("down")))
+        with pytest.raises(Unavailable):
+            await parts.writeback.commit(F)
+        assert await committed_body(world, F) == b""
+        assert await parts.body(F) == BIG
+        await parts.writeback.commit(F)
+        assert await committed_body(world, F) == BIG
+
+
+@in_virtual_time
+async def test_a_journal_that_fails_keeps_it_staged_for_the_next_commit(world: World, tmp_path: Path) -> None:
+    async with open_parts(world, tmp_path / "1") as parts:
+        parts.write(F, 0, b"kept")
+        await fail_journal(parts, world, F)
+        assert await parts.body(F) == b"kept"
+        await parts.writeback.commit(F)
+        assert await committed_body(world, F) == b"kept"
+
+
+@in_virtual_time
+async def test_a_newer_write_is_not_overtaken_by_an_older_one_that_failed(world: World, tmp_path: Path) -> None:
+    """The second commit's put is under way when the first is refused; whatever is sent when, the newer bytes stay on top."""
+    gate, journal = trio.Event(), trio.Event()
+    world.store_scripts[ReplicaId(1)].add("put", Fault(before=gate))
+    world.journal_script.add("append", Fault(before=journal, refused=NoSpace("full")))
+    newer = BIG[::-1]
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+
+        async def first() -> None:
+            with pytest.raises(NoSpace):
+                await parts.writeback.commit(F)
+
+        parts.write(F, 0, b"older")
+        nursery.start_soon(first)
+        await trio.sleep(1)
+        parts.write(F, 0, newer)
+        nursery.start_soon(parts.writeback.commit, F)
+        await trio.sleep(1)
+        journal.set()
+        await trio.sleep(1)
+        gate.set()
+        await trio.sleep(1)
+        assert await parts.body(F) == newer
+        await parts.writeback.commit(F)
+        assert await parts.body(F) == newer
+        assert await committed_body(world, F) == newer
+
+
+@in_virtual_time
+async def test_an_append_that_was_given_up_is_not_made_twice(world: World, tmp_path: Path) -> None:
+    """The entry is in the journal, its answer was lost for longer than the committer waits: sending it again must not append again."""
+    lost = [Fault(lost=Unavailable("lost")), *[Fault(refused=Unavailable("refused"))] * 200]
+    world.journal_script.add("append", *lost)
+    async with open_parts(world, tmp_path / "1") as parts:
+        parts.write(F, 0, b"once", append=True)
+        with pytest.raises(Unavailable):
+            await parts.writeback.commit(F)
+        world.journal_script.lines.clear()
+        await parts.writeback.commit(F)
+        assert await committed_body(world, F) == b"once"
+
+
+@in_virtual_time
+async def test_a_write_that_finds_no_space_leaves_nothing_to_commit(world: World, tmp_path: Path) -> None:
+    async with open_parts(world, tmp_path / "1") as parts:
+        before = len(world.log.payloads)
+        with pytest.raises(NoSpace):
+            parts.write(F, (1 << 63) - 2, b"x")
+        await parts.writeback.commit(F)
+        await parts.committer.sync()
+        assert len(world.log.payloads) == before
+
+
+@in_virtual_time
+async def test_a_file_that_is_gone_is_not_committed(world: World, tmp_path: Path) -> None:
+    async with open_parts(world, tmp_path / "1") as parts:
+        parts.write(F, 0, b"lost with it")
+        parts.committer.submit([Unlink(ROOT_INO, b"f", F, False, 30)])
+        with pytest.raises(Stale):
+            await parts.writeback.commit(F)
+        assert parts.staging.files == {}
+        parts.write(G, 0, b"an orphan's")
+        parts.committer.submit([Unlink(ROOT_INO, b"g", G, True, 30)])
+        await parts.writeback.commit(G)
+        assert await parts.body(G) == b"an orphan's"
+        await parts.committer.sync()
+        assert not any(isinstance(change, Write) for entry in entries_of(world.log) for change in entry.transactions[0].changes)
+
+
+# ---- other sessions
+
+
+@in_virtual_time
+async def test_appends_of_two_sessions_are_both_kept(world: World, tmp_path: Path) -> None:
+    async with open_parts(world, tmp_path / "1") as parts:
+        parts.write(F, 0, b"mine", append=True)
+        world.foreign(2, text(F, 0, b"theirs", append=True))
+        await parts.writeback.commit(F)
+        assert await committed_body(world, F) == b"theirsmine"
+
+
+@in_virtual_time
+async def test_appends_are_both_kept_when_the_other_is_known_before_the_commit(world: World, tmp_path: Path) -> None:
+    async with open_parts(world, tmp_path / "1") as parts:
+        parts.write(F, 0, b"mine", append=True)
+        world.foreign(2, text(F, 0, b"theirs", append=True))
+        await parts.committer.catch_up()
+        await parts.writeback.commit(F)
+        assert await committed_body(world, F) == b"theirsmine"
+
+
+@in_virtual_time
+async def test_appends_in_two_layers_follow_each_other_behind_a_foreign_one(world: World, tmp_path: Path) -> None:
+    async with open_parts(world, tmp_path / "1") as parts:
+        parts.write(F, 0, b"one", append=True)
+        await fail_journal(parts, world, F)
+        parts.write(F, 0, b"two", append=True)
+        world.foreign(2, text(F, 0, b"theirs", append=True))
+        await parts.committer.catch_up()
+        await parts.writeback.commit(F)
+        assert await committed_body(world, F) == b"theirsonetwo"
+
+
+@in_virtual_time
+async def test_a_write_does_not_cut_off_what_another_session_appended(world: World, tmp_path: Path) -> None:
+    async with open_parts(world, tmp_path / "1") as parts:
+        parts.write(F, 0, b"mine")
+        world.foreign(2, text(F, 0, b"theirs is longer"))
+        await parts.committer.catch_up()
+        await parts.writeback.commit(F)
+        assert await committed_body(world, F) == b"miners is longer"
+
+
+@in_virtual_time
+async def test_a_fenced_session_commits_nothing_and_keeps_it_staged(world: World, tmp_path: Path) -> None:
+    async with open_parts(world, tmp_path / "1") as parts:
+        parts.write(F, 0, b"too late")
+        world.foreign(2, Fence(parts.committer.session))
+        with pytest.raises(Fenced):
+            await parts.writeback.commit(F)
+        with pytest.raises(Fenced):
+            await parts.writeback.commit(F)
+        assert await committed_body(world, F) == b""
+        assert parts.staging.files[F].dirty_bytes == len(b"too late")
+
+
+# ---- stragglers
+
+
+@in_virtual_time
+async def test_a_straggler_is_recorded(world: World, tmp_path: Path) -> None:
+    world.stores[ReplicaId(3)], world.store_scripts[ReplicaId(3)] = MemoryStore(), Script()
+    world.store_scripts[ReplicaId(3)].add("put", Fault(before=60.0))
+    async with open_parts(world, tmp_path / "1", replication="quorum") as parts:
+        parts.write(F, 0, BIG)
+        await parts.writeback.commit(F)
+        assert parts.tables.db.execute("SELECT replica FROM placed ORDER BY replica").fetchall() == [(1,), (2,)]
+        await trio.sleep(61)
+        assert parts.tables.db.execute("SELECT replica FROM placed ORDER BY replica").fetchall() == [(1,), (2,), (3,)]
+        await parts.committer.sync()
+        assert checksum(replayed(world.log)) == checksum(parts.tables)
+
+
+@in_virtual_time
+async def test_a_straggler_that_comes_before_its_segment_is_named_is_recorded(world: World, tmp_path: Path) -> None:
+    """Two segments: the first one's straggler arrives while the second is being put, before the entry that names both."""
+    world.stores[ReplicaId(3)], world.store_scripts[ReplicaId(3)] = MemoryStore(), Script()
+    for number, seconds in ((1, 60.0), (2, 60.0), (3, 0.0)):
+        late = 10.0 if number == 3 else 0.0
+        world.store_scripts[ReplicaId(number)].add("put", Fault(before=late), Fault(before=seconds))
+    async with open_parts(world, tmp_path / "1", replication="quorum") as parts:
+        parts.write(F, 0, Random(2).randbytes(SEGMENT_MAX + CHUNK_MAX))
+        await parts.writeback.commit(F)
+        await trio.sleep(100)
+        await parts.committer.sync()
+        placed = parts.tables.db.execute("SELECT segment, replica FROM placed").fetchall()
+        assert len(placed) == 6, "three replicas hold two segments"
+
+
+@in_virtual_time
+async def test_a_straggler_of_a_fenced_session_ends_nothing(world: World, tmp_path: Path) -> None:
+    world.stores[ReplicaId(3)], world.store_scripts[ReplicaId(3)] = MemoryStore(), Script()
+    world.store_scripts[ReplicaId(3)].add("put", Fault(before=60.0))
+    async with open_parts(world, tmp_path / "1", replication="quorum") as parts:
+        parts.write(F, 0, BIG)
+        await parts.writeback.commit(F)
+        world.foreign(2, Fence(parts.committer.session))
+        await parts.committer.catch_up()
+        await trio.sleep(100)
+        assert await parts.body(F) == BIG
