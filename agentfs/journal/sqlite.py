@@ -217,12 +217,12 @@ def _records(db: sqlite3.Connection, after: Position, limit_bytes: int) -> list[
     # The cursor is closed when enough is read: an open one would keep the WAL file from being reused.
     with closing(db.execute("SELECT position, payload FROM entries WHERE position > ? ORDER BY position", (after,))) as rows:
         for position, payload in rows:
-            expected = after + len(records) + 1
-            if position != expected:
-                raise _gap(after, position) if not records else Corrupt(f"the journal lacks position {expected}")
             size += len(payload)
             if records and size > limit_bytes:
                 break
+            expected = after + len(records) + 1
+            if position != expected:
+                raise _gap(after, position) if not records else Corrupt(f"the journal lacks position {expected}")
             records.append(Record(Position(position), payload))
     return records
 

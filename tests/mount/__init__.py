@@ -1,0 +1,1 @@
+"""Tests of a real mount with real system calls and real tools."""

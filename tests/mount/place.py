@@ -1,0 +1,217 @@
+"""The places that tests run in: a mount of a workspace of its own, or a plain local directory."""
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "agentfs"]
+NAME = "w"
+WAIT_SECONDS = 60
+"""How long a condition may take to come true before the test is failed: a bound, not an expectation."""
+
+HANG_SECONDS = float(os.environ.get("AGENTFS_TEST_HANG_SECONDS", "1200"))
+"""How long one mount may live. A daemon that hangs is killed then, so that the suite fails and does not stand still."""
+
+_GUARD = (
+    "import os, select, signal, sys\n"
+    "if not select.select([0], [], [], float(sys.argv[2]))[0]: os.kill(int(sys.argv[1]), signal.SIGKILL)\n"
+)
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Return once `condition` holds; fail the test, naming `what`, when it does not within WAIT_SECONDS."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {WAIT_SECONDS} s in vain for {what}"
+        time.sleep(0.005)
+
+
+def mounts_under(directory: Path) -> list[str]:
+    """The agentfs mountpoints at and below `directory`, as the kernel knows them."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    fields = [line.split() for line in lines]
+    points = [row[4] for row in fields if row[row.index("-") + 1].startswith("fuse.agentfs")]
+    return [point for point in points if Path(point).is_relative_to(directory.resolve())]
+
+
+class Cli:
+    """The agentfs command with an environment below `base`, so that nothing of the user's is read or written."""
+
+    def __init__(self, base: Path) -> None:
+        self.root = base / "root"
+        self.environment = dict(os.environ)
+        for variable in ("HOME", "XDG_RUNTIME_DIR", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+            directory = base / variable.lower().replace("_", "-")
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.environment[variable] = str(directory)
+        path = self.environment.get("PYTHONPATH")
+        self.environment["PYTHONPATH"] = f"{REPOSITORY}:{path}" if path else str(REPOSITORY)
+
+    def run(
+        self, *arguments: str | Path, prefix: tuple[str, ...] = (), timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one command to its end; whatever its exit code."""
+        command = [*prefix, *COMMAND, *map(str, arguments)]
+        return subprocess.run(
+            command,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def check(self, *arguments: str | Path, timeout: float = 300) -> str:
+        """Run one command that must succeed; its standard output."""
+        done = self.run(*arguments, timeout=timeout)
+        assert done.returncode == 0, f"agentfs {' '.join(map(str, arguments))}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+
+class Plain:
+    """A directory of the local filesystem, for AGENTFS_TEST_DIR; whatever needs a daemon skips the test."""
+
+    is_mount = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir()
+
+    def __getattr__(self, name: str) -> Any:
+        pytest.skip(f"AGENTFS_TEST_DIR is a plain directory: nothing to {name}")
+
+    def discard(self) -> None:
+        """Remove the directory."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class Mount:
+    """One workspace, one cache directory and one mountpoint, all below `base`."""
+
+    is_mount = True
+    live: ClassVar[list["Mount"]] = []
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.path = base / "mnt"
+        self.cache = base / "cache"
+        self.cli = Cli(base)
+        self.log = base / "none.log"
+        self.pid = 0
+        self._daemon = -1
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._options: tuple[str, ...] = ()
+        self.path.mkdir()
+        self.cache.mkdir()
+
+    @property
+    def mounted(self) -> bool:
+        """Whether a daemon of this object runs."""
+        return self._daemon >= 0
+
+    def needs(self, what: str) -> None:
+        """Say that the test is about agentfs itself: `Plain` skips here."""
+
+    def create(self, *options: str) -> None:
+        """Create the workspace."""
+        self.cli.check("create", NAME, "--root", self.cli.root, *options)
+
+    def mount(self, *options: str) -> None:
+        """Mount the workspace; the options stay for `remount`."""
+        self._options = options
+        shared = ("-o", "allow_other") if os.geteuid() == 0 and "-o" not in options else ()
+        where = ("--root", self.cli.root, "--cache-dir", self.cache)
+        answer = json.loads(self.cli.check("mount", NAME, self.path, *where, *shared, *options, "--json"))
+        self.pid, self.log = int(answer["pid"]), Path(answer["log"])
+        self._daemon = os.pidfd_open(self.pid)
+        self._guard = subprocess.Popen([sys.executable, "-c", _GUARD, str(self.pid), str(HANG_SECONDS)], stdin=subprocess.PIPE)
+        Mount.live.append(self)
+
+    def umount(self) -> None:
+        """Drain and unmount; returns once the daemon is gone."""
+        self.cli.check("umount", self.path)
+        self.wait_gone()
+        assert not mounts_under(self.path)
+
+    def remount(self) -> None:
+        """Unmount and mount again."""
+        self.umount()
+        self.mount_again()
+
+    def mount_again(self) -> None:
+        """Mount with the options of the last time."""
+        self.mount(*self._options)
+
+    def kill9(self, *, remount: bool = True) -> None:
+        """Kill the daemon without warning and mount over what it left."""
+        signal.pidfd_send_signal(self._daemon, signal.SIGKILL)
+        self.wait_gone()
+        if remount:
+            self.mount_again()
+
+    def wait_gone(self) -> None:
+        """Return once the daemon's process has ended."""
+        poller = select.poll()
+        poller.register(self._daemon, select.POLLIN)
+        assert poller.poll(WAIT_SECONDS * 1000), f"the daemon {self.pid} did not end:\n{self.log_tail()}"
+        self._release()
+
+    def _release(self) -> None:
+        os.close(self._daemon)
+        self._daemon = -1
+        assert self._guard is not None
+        self._guard.communicate(timeout=WAIT_SECONDS)
+        Mount.live.remove(self)
+
+    def status(self) -> dict[str, Any]:
+        """What `agentfs status` says of this mount."""
+        return dict(json.loads(self.cli.check("status", self.path, "--json")))
+
+    def versions(self, path: Path) -> list[dict[str, Any]]:
+        """What `agentfs log` says of a file."""
+        return [json.loads(line) for line in self.cli.check("log", path, "--json").splitlines()]
+
+    def fsck(self) -> subprocess.CompletedProcess[str]:
+        """Check the workspace."""
+        return self.cli.run("fsck", NAME, "--root", self.cli.root, "--json")
+
+    def descriptors(self) -> int:
+        """How many files the daemon has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def peak_kib(self) -> int:
+        """The most memory the daemon ever had resident (VmHWM)."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+    def log_tail(self, lines: int = 60) -> str:
+        """The end of the daemon's log."""
+        if not self.log.is_file():
+            return "(no log)"
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def discard(self) -> None:
+        """Leave nothing behind, whatever state the test left things in; a daemon that does not drain fails the test."""
+        try:
+            if self.mounted:
+                self.umount()
+        finally:
+            if self.mounted:
+                self.kill9(remount=False)
+            while mounts_under(self.path):
+                subprocess.run(
+                    ["umount", "-l", self.path] if os.geteuid() == 0 else ["fusermount3", "-uz", self.path], check=True
+                )
+            shutil.rmtree(self.base, ignore_errors=True)
