@@ -51,24 +51,24 @@ async def open_mounted(plan: MountPlan, runtime: Runtime) -> AsyncIterator["Work
     for place in plan.file.replicas:
         check_marker(place.directory(base), workspace=plan.file.workspace, replica=place.replica)
     replicas = {place.replica: DirectoryStore(place.directory(base), runtime=runtime) for place in plan.file.replicas}
-    with lock_workspace(base, plan.file.name):
-        async with (
-            open_sqlite_journal(base / plan.file.journal, runtime=runtime) as journal,
-            open_replicated(replicas, replication=plan.file.replication, runtime=runtime) as stores,
-            open_workspace(
-                journal=journal,
-                chunks=Cached(stores, max_bytes=CHUNK_MEMORY_MAX),
-                replicas=stores,
-                cache_dir=plan.cache_dir,
-                runtime=runtime,
-                label=plan.label,
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                read_only=plan.options.read_only,
-                durability=plan.durability,
-            ) as workspace,
-        ):
-            yield workspace
+    async with (
+        lock_workspace(base, plan.file.name, runtime=runtime),
+        open_sqlite_journal(base / plan.file.journal, runtime=runtime) as journal,
+        open_replicated(replicas, replication=plan.file.replication, runtime=runtime) as stores,
+        open_workspace(
+            journal=journal,
+            chunks=Cached(stores, max_bytes=CHUNK_MEMORY_MAX),
+            replicas=stores,
+            cache_dir=plan.cache_dir,
+            runtime=runtime,
+            label=plan.label,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            read_only=plan.options.read_only,
+            durability=plan.durability,
+        ) as workspace,
+    ):
+        yield workspace
 
 
 def fuse_options(plan: MountPlan) -> "FuseOptions":

@@ -4,6 +4,7 @@ The file holds exactly a committed position: changes gather in one open SQLite t
 nothing is speculative. Inodes and sessions, which change often and are read by key alone, are written behind.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ Undo = list[tuple[Callable[..., object], tuple[Any, ...]]]
 
 Mark = NewType("Mark", int)
 
+SAVE_ROOM = 8 << 20
+"""Bytes free on disk below which nothing is saved: more than one save ever writes."""
+
 _INODES_CACHED = 32768
 _NAMES_CACHED = 32768
 _COUNTERS = ("position", "cookie", "session", "segment", "inodes", "bytes")
@@ -35,8 +39,9 @@ _NO_CHUNK = Chunk(0, 0, 0, b"")
 class Tables:
     """The row verbs. One thread owns it; nothing here waits."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, directory: Path | None) -> None:
         self.db = db
+        self._directory = directory
         self._undo: Undo = []
         self._inodes: LRUCache[Ino, Inode] = LRUCache(_INODES_CACHED)
         self._inodes_behind: dict[Ino, Inode | None] = {}
@@ -333,17 +338,29 @@ class Tables:
         """How many inodes are written behind: a bound on what `flush` has to do."""
         return len(self._inodes_behind)
 
-    def save(self) -> None:
-        """Make the file hold the position reached. Nothing speculative may be in the tables."""
+    def save(self) -> bool:
+        """Make the file hold the position reached. Nothing speculative may be in the tables.
+
+        False, and nothing done, when its disk has too little room: SQLite would roll back all that is not saved.
+        """
         assert not self._undo, "what is speculative must not be saved"
+        if self._directory is not None and not has_room(self._directory, SAVE_ROOM):
+            return False
         self.flush()
         self.db.execute("COMMIT")
         self.db.execute("BEGIN")
+        return True
 
     def close(self) -> None:
         """Give the file back as of the last `save`."""
         self.db.execute("ROLLBACK")
         self.db.close()
+
+
+def has_room(directory: Path, wanted: int) -> bool:
+    """Whether a disk has `wanted` bytes free, or on a small disk a sixteenth of it."""
+    disk = os.statvfs(directory)
+    return disk.f_bavail * disk.f_frsize >= min(wanted, disk.f_blocks * disk.f_frsize // 16)
 
 
 def _extent(row: tuple[Any, ...]) -> Extent:
@@ -373,7 +390,7 @@ def open_tables(path: Path | None) -> Tables:
             db.execute("COMMIT")
         elif version != SCHEMA_VERSION:
             raise Invalid(f"{path}: a State of version {version}, this program keeps version {SCHEMA_VERSION}")
-        return Tables(db)
+        return Tables(db, path.parent if path else None)
     except (sqlite3.DatabaseError, msgspec.DecodeError) as error:
         db.close()
         raise Invalid(f"{path}: not an intact State file: {error}") from error

@@ -47,8 +47,12 @@ SAVE_ENTRIES = 128
 IDLE_SAVE_SECONDS = 1.0
 """How long nothing may be pending before State is saved."""
 
+SAVE_BYTES = 2 << 20
+"""Bytes of content in State and not saved, likewise: what a save has to write."""
+
 FORCED_SAVE_ENTRIES = 4096
-"""Entries after which State is saved even though something is always pending."""
+FORCED_SAVE_BYTES = 4 << 20
+"""How much is saved even though something is always pending."""
 
 _CHANGE_BYTES = 128
 """What a change weighs in an entry besides the content it carries, roughly."""
@@ -92,6 +96,7 @@ class Committer:
         self._urgent = trio.Event()
         self._room = trio.Event()
         self._since_save = 0
+        self._unsaved_bytes = 0
         # Called before a transaction is queued; what it raises refuses the transaction. `on_withdraw` must not raise.
         self.on_submit: Callable[[Transaction], None] = lambda transaction: None
         self.on_withdraw: Callable[[TxnNumber], None] = lambda number: None
@@ -163,7 +168,7 @@ class Committer:
                 await self._confirm(position)
             except AgentfsError as error:
                 self._fail(error)
-            if self._since_save >= (FORCED_SAVE_ENTRIES if self.pending else SAVE_ENTRIES):
+            if self._should_save():
                 self.save()
             self._room.set()
             self._room = trio.Event()
@@ -171,8 +176,10 @@ class Committer:
     def save(self) -> None:
         """Save State; what is pending is taken back around it and redone."""
         self._take_back()
-        self.tables.save()
-        self._since_save = 0
+        if self.tables.save():
+            self._since_save = self._unsaved_bytes = 0
+        else:
+            _log.warning("state_not_saved", reason="the cache directory's disk is full", entries=self._since_save)
         self._redo()
 
     async def catch_up(self, until: Position | None = None) -> None:
@@ -189,6 +196,16 @@ class Committer:
             for entry, position in entries:
                 self._apply(entry, position)
             self._redo()
+
+    @property
+    def transactions(self) -> list[Transaction]:
+        """What is not known to be in the journal, in order."""
+        return [pending.transaction for pending in (*self._flying, *self._queue)]
+
+    def _should_save(self) -> bool:
+        if self.pending and self._unsaved_bytes < FORCED_SAVE_BYTES:
+            return self._since_save >= FORCED_SAVE_ENTRIES
+        return self._since_save >= SAVE_ENTRIES or self._unsaved_bytes >= SAVE_BYTES
 
     # ---- groups
 
@@ -230,6 +247,7 @@ class Committer:
     async def _confirm(self, position: Position) -> None:
         """The group is in the journal at `position`: it stands as speculated, or everything is rebased."""
         self._since_save += 1
+        self._unsaved_bytes += sum(pending.size for pending in self._flying)
         as_guessed = position == self.tables.position + 1 and all(p.position == position for p in self._flying)
         if not as_guessed:
             await self._persist(partial(self.catch_up, position))

@@ -1,10 +1,11 @@
 """Reading a journal into State: opening the file of an earlier mount, and bringing it up to the journal's tail."""
 
+import sqlite3
 from pathlib import Path
 
 from agentfs.journal.contract import Journal
 from agentfs.model.codec import decode_entry
-from agentfs.model.errors import Corrupt, Invalid, Stale
+from agentfs.model.errors import Corrupt, Invalid, NoSpace, Stale
 from agentfs.model.ids import Position
 from agentfs.state.apply import apply_entry
 from agentfs.state.tables import Tables, open_tables
@@ -45,6 +46,11 @@ async def open_state(path: Path, journal: Journal) -> Tables:
         remove_state(path)
         tables = open_tables(path)
         await replay(tables, journal)
+    except sqlite3.OperationalError as error:
+        tables.db.close()
+        raise NoSpace(
+            f"{path.parent}: the State cannot be written there ({error}): make room, or name another --cache-dir"
+        ) from error
     except BaseException:
         tables.close()
         raise

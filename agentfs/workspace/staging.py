@@ -18,8 +18,25 @@ from agentfs.model.errors import NoSpace
 from agentfs.model.ids import Ino, TxnNumber
 from agentfs.model.inode import Inode
 from agentfs.model.ranges import RangeSet
+from agentfs.state.tables import has_room
 from agentfs.workspace.committer import Pending
-from agentfs.workspace.staging_log import Cut, Forgotten, Frozen, Staged, StagingLog, StagingRecord, Submitted, Withdrawn
+from agentfs.workspace.staging_log import (
+    Cut,
+    Forgotten,
+    Frozen,
+    Staged,
+    StagingLog,
+    StagingRecord,
+    Submitted,
+    Withdrawn,
+    disk_error,
+)
+
+RESERVED_BYTES = 16 << 20
+"""Bytes of the cache's disk that staging leaves free, so that State can always be saved; less on a small disk."""
+
+LOG_MAX = 64 << 20
+"""Bytes of the staging log before it is written anew."""
 
 _SLOT_KEPT_BYTES = 1 << 20
 """A staging file is used again as it is below this size, and emptied above."""
@@ -155,6 +172,8 @@ class Staging:
 
     def write(self, ino: Ino, offset: int, data: bytes, *, size: int, now_ns: int, append: bool) -> int:
         """Stage a write; `size` is the size before it. Returns the bytes taken: all. Raises NoSpace and changes nothing."""
+        if not has_room(self.directory, RESERVED_BYTES):
+            raise NoSpace("the cache directory's disk is full: what is left of it is kept for State")
         file, layer = self._active(ino, size, now_ns)
         if append:
             offset = file.size
@@ -239,6 +258,26 @@ class Staging:
             file.frozen.append(layer)
         self._slots = max([self._slots, *(slot + 1 for slot in slots)])
 
+    def compact_log(self, pending: list[Transaction]) -> None:
+        """Write the log anew when it is long: what is staged now and what is pending, and no history. Raises NoSpace."""
+        if self.log.size < LOG_MAX:
+            return
+        draft = self.directory / "log.new"
+        draft.unlink(missing_ok=True)
+        log = StagingLog(draft)
+        for file in self.files.values():
+            shown = [layer for layer in file.frozen if layer.shown]
+            _describe(log, file.ino, shown, frozen=bool(shown))
+        for transaction in pending:
+            log.append(Submitted(transaction))
+        for file in self.files.values():
+            waiting = [layer for layer in file.frozen if not layer.shown]
+            _describe(log, file.ino, waiting, frozen=bool(waiting))
+            _describe(log, file.ino, [file.active] if file.active else [], frozen=False)
+        draft.replace(self.directory / "log")
+        self.log.close()
+        self.log = log
+
     def empty_log(self) -> None:
         """Empty the log if nothing is staged; the caller knows that nothing is pending."""
         if not self.files:
@@ -278,7 +317,7 @@ class Staging:
             try:
                 written = os.pwrite(fd, view, offset)
             except OSError as error:
-                raise NoSpace(f"the cache directory's disk takes no more: {error.strerror}") from error
+                raise disk_error(error) from error
             view = view[written:]
             offset += written
 
@@ -289,7 +328,7 @@ class Staging:
             path = self.directory / f"slot-{self._slots}"
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise NoSpace(f"the cache directory takes no more files: {error.strerror}") from error
+            raise disk_error(error) from error
         self._slots += 1
         return self._slots - 1, fd
 
@@ -303,3 +342,14 @@ class Staging:
         else:
             os.close(layer.fd)
             (self.directory / f"slot-{layer.slot}").unlink()
+
+
+def _describe(log: StagingLog, ino: Ino, layers: list[Layer], *, frozen: bool) -> None:
+    """Add the records that lead to these layers."""
+    for layer in layers:
+        if layer.cut is not None:
+            log.append(Cut(ino, layer.cut))
+        for start, end in layer.ranges:
+            log.append(Staged(ino, layer.slot, start, end - start, layer.append))
+    if frozen:
+        log.append(Frozen(ino))

@@ -4,6 +4,7 @@ A record is a header (body length, CRC-32 of the body) and a MessagePack body, a
 survives `kill -9`, and a torn last record is recognised and ignored. The log is emptied whenever nothing is staged or pending.
 """
 
+import errno
 import os
 import struct
 import zlib
@@ -13,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from agentfs.model.entry import Transaction
-from agentfs.model.errors import NoSpace
+from agentfs.model.errors import AgentfsError, NoSpace, Unavailable
 from agentfs.model.ids import Ino, TxnNumber
 
 _HEADER = struct.Struct("<II")
@@ -79,7 +80,7 @@ class StagingLog:
         try:
             written = os.write(self._fd, framed)
         except OSError as error:
-            raise NoSpace(f"the cache directory's disk takes no more: {error.strerror}") from error
+            raise disk_error(error) from error
         if written < len(framed):
             os.ftruncate(self._fd, self.size)
             raise NoSpace("the cache directory's disk is full")
@@ -96,13 +97,22 @@ class StagingLog:
         os.close(self._fd)
 
 
+def disk_error(error: OSError) -> AgentfsError:
+    """What a writer is told when the cache directory's disk refuses."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return (NoSpace if full else Unavailable)(f"the cache directory's disk refuses: {error.strerror}")
+
+
 def read_staging_log(path: Path) -> Iterator[StagingRecord]:
-    """The records of a log that a mount left behind, up to the first one that is torn."""
+    """The records of a log that a mount left behind, up to the first one that is torn; the log is cut there."""
     decoder: msgspec.msgpack.Decoder[StagingRecord] = msgspec.msgpack.Decoder(StagingRecord)
-    with path.open("rb") as file:
+    whole = 0
+    with path.open("r+b") as file:
         while len(header := file.read(_HEADER.size)) == _HEADER.size:
             length, crc = _HEADER.unpack(header)
             body = file.read(length) if length <= _RECORD_MAX else b""
             if len(body) < length or zlib.crc32(body) != crc:
-                return
+                break
+            whole += len(header) + length
             yield decoder.decode(body)
+        file.truncate(whole)

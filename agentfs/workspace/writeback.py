@@ -24,6 +24,9 @@ AGE_SECONDS = 1.0
 DIRTY_MAX = 64 << 20
 """Bytes staged of one file before a commit begins, and before its writers wait for that commit."""
 
+FILES_MAX = 256
+"""Files with staged changes: each holds a descriptor."""
+
 PUTS_MAX = 2
 """Segments of one commit under way to the replicas at once: 16 MiB of memory."""
 
@@ -147,6 +150,10 @@ class Writeback:
         while True:
             await self._runtime.sleep(AGE_SECONDS / 4)
             await self.commit_older_than(AGE_SECONDS)
+            try:
+                self._staging.compact_log(self._committer.transactions)
+            except AgentfsError as error:
+                _log.warning("staging_log_not_compacted", reason=str(error))
 
     async def commit_older_than(self, seconds: float) -> None:
         """Commit every file with changes staged for longer than `seconds`; what fails is logged and stays staged."""
@@ -163,7 +170,9 @@ class Writeback:
             _log.warning("writeback_failed", ino=ino, reason=str(error))
 
     async def bound(self, ino: Ino) -> None:
-        """Keep what is staged of a file within DIRTY_MAX: its writer waits here while more than that is dirty."""
+        """Keep what is staged within DIRTY_MAX bytes a file and FILES_MAX files: a writer waits here while there is more."""
+        if len(self._staging.files) > FILES_MAX:
+            await self.commit_older_than(0.0)
         file = self._staging.files.get(ino)
         if file is not None and file.active is not None and file.active.ranges.total >= DIRTY_MAX:
             await self.commit(ino)
