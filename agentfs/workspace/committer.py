@@ -8,7 +8,7 @@ the same rules, so that rows always say what a fresh replay would say.
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import TypeVar
 
@@ -62,9 +62,12 @@ _log = structlog.get_logger()
 
 
 class Pending:
-    """A transaction that is applied here and not known to be in the journal; `outcome` counts once `done` is set."""
+    """A transaction that is applied here and not known to be in the journal; `outcome` counts once `done` is set.
 
-    __slots__ = ("done", "outcome", "position", "size", "transaction", "undo")
+    `landed`: it was given up because the journal did not answer, and found to be in the journal after all.
+    """
+
+    __slots__ = ("done", "landed", "outcome", "position", "size", "transaction", "undo")
 
     def __init__(self, transaction: Transaction, undo: Undo, position: Position, size: int) -> None:
         self.transaction = transaction
@@ -72,6 +75,7 @@ class Pending:
         self.position = position
         self.size = size
         self.outcome: Outcome = None
+        self.landed = False
         self.done = trio.Event()
 
     async def committed(self) -> None:
@@ -92,6 +96,7 @@ class Committer:
         self._number = TxnNumber(tables.sessions[session].seen)
         self._queue: deque[Pending] = deque()
         self._flying: list[Pending] = []
+        self._given_up: dict[TxnNumber, Pending] = {}
         self._work = trio.Event()
         self._urgent = trio.Event()
         self._room = trio.Event()
@@ -253,6 +258,8 @@ class Committer:
             await self._persist(partial(self.catch_up, position))
             return
         group, self._flying = self._flying, []
+        # What was given up before and arrives only now is ignored by `apply`: its number is lower.
+        self._given_up.clear()
         mark = self.tables.mark()
         advance(self.tables, position)
         self.tables.cut(mark)
@@ -287,6 +294,9 @@ class Committer:
             return
         known = {txn.number: outcome for txn, outcome in zip(entry.transactions, outcomes, strict=True) if txn.number > seen}
         self._flying = [pending for pending in self._flying if not self._settle(pending, known)]
+        for number, outcome in known.items():
+            if number in self._given_up:
+                self._given_up.pop(number).landed = outcome is None
 
     def _settle(self, pending: Pending, known: dict[TxnNumber, Outcome]) -> bool:
         if pending.transaction.number not in known:
@@ -318,6 +328,8 @@ class Committer:
         """The journal will not take the group: nothing that is pending is to be, since each builds on the one before."""
         _log.error("commit_failed", reason=str(error), transactions=self.pending)
         self._take_back()
+        if isinstance(error, Unavailable):
+            self._given_up.update({pending.transaction.number: pending for pending in self._flying})
         failed = [*self._flying, *self._queue]
         self._flying.clear()
         self._queue.clear()
@@ -330,6 +342,20 @@ class Committer:
         pending.outcome = outcome
         self.on_withdraw(pending.transaction.number)
         pending.done.set()
+
+
+def groups(transactions: list[Transaction]) -> Iterator[list[Transaction]]:
+    """Cut transactions into as many as an entry may carry, in order."""
+    group: list[Transaction] = []
+    size = 0
+    for transaction in transactions:
+        if group and (len(group) >= GROUP_TRANSACTIONS or size >= GROUP_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(transaction)
+        size += sum(map(_weight, transaction.changes))
+    if group:
+        yield group
 
 
 def _weight(change: AnyChange) -> int:

@@ -7,7 +7,7 @@ from agentfs.chunks.contract import ChunkStore
 from agentfs.chunks.segment import decode_chunk, segment_key
 from agentfs.model.errors import AgentfsError, Corrupt, Unavailable
 from agentfs.model.extents import Chunk, Extent
-from agentfs.model.ids import Ino, SegmentId
+from agentfs.model.ids import Ino
 from agentfs.state.tables import Tables
 from agentfs.workspace.paths import path_of
 from agentfs.workspace.staging import Staging
@@ -25,7 +25,7 @@ class Reader:
         self._tables = tables
         self._staging = staging
         self._chunks = chunks
-        self._decoded: LRUCache[tuple[SegmentId, int], bytes] = LRUCache(DECODED_MAX, getsizeof=len)
+        self._decoded: LRUCache[bytes, bytes] = LRUCache(DECODED_MAX, getsizeof=len)
 
     @property
     def decoded_bytes(self) -> int:
@@ -70,7 +70,7 @@ class Reader:
         return raw[extent.skip : extent.skip + extent.length]
 
     async def _chunk(self, extent: Extent, chunk: Chunk) -> bytes:
-        kept = self._decoded.get((extent.segment, chunk.start))
+        kept = self._decoded.get(chunk.digest)
         if kept is not None:
             return kept
         key = segment_key(self._tables.segment_name(extent.segment))
@@ -84,7 +84,7 @@ class Reader:
                 raise
             # Whatever is wrong with the object, the file and its name are there: a reader must not be told that they are not.
             raise Corrupt(f"{path}: {error}") from error
-        self._decoded[extent.segment, chunk.start] = raw
+        self._decoded[chunk.digest] = raw
         return raw
 
     async def _fetch(self, key: str, chunk: Chunk) -> bytes:

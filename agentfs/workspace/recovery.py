@@ -8,92 +8,23 @@ import structlog
 import trio
 
 from agentfs.journal.contract import Journal
-from agentfs.model.changes import CloseSession, Truncate, Write
+from agentfs.model.changes import CloseSession
 from agentfs.model.codec import encode_entry
 from agentfs.model.entry import Entry, Transaction
 from agentfs.model.errors import AgentfsError
-from agentfs.model.ids import Ino, SessionId, TxnNumber
-from agentfs.model.ranges import RangeSet
+from agentfs.model.ids import SessionId, TxnNumber
 from agentfs.model.session import OPEN
 from agentfs.runtime import Runtime
 from agentfs.state.tables import Tables
-from agentfs.workspace.committer import Committer
+from agentfs.workspace.committer import Committer, groups
+from agentfs.workspace.left_over import LeftOver
 from agentfs.workspace.replay import replay
 from agentfs.workspace.seat import Seat, boot_id
 from agentfs.workspace.staging import Staging
-from agentfs.workspace.staging_log import Cut, Forgotten, Frozen, Staged, StagingRecord, Submitted, Withdrawn, read_staging_log
+from agentfs.workspace.staging_log import Frozen, read_staging_log
 from agentfs.workspace.writeback import Replicas, Writeback
 
 _log = structlog.get_logger()
-
-
-class LeftFile:
-    """What a log says is staged of one file: byte ranges by staging file, oldest first, and the size it was cut to."""
-
-    def __init__(self) -> None:
-        self.slots: dict[int, RangeSet] = {}
-        self.cut: int | None = None
-        self.append = False
-
-    def stage(self, record: Staged) -> None:
-        """Take in a write."""
-        self.append = record.append and (self.append or not self.slots)
-        self.slots.setdefault(record.slot, RangeSet()).add(record.offset, record.offset + record.length)
-
-    def truncate(self, size: int) -> None:
-        """Take in a truncation."""
-        self.append = False
-        self.cut = size if self.cut is None else min(size, self.cut)
-        for ranges in self.slots.values():
-            ranges.remove(size, ranges.end)
-
-
-class LeftOver:
-    """What a log says was submitted, and what was staged and not covered by that."""
-
-    def __init__(self) -> None:
-        self.submitted: dict[TxnNumber, Transaction] = {}
-        self.files: dict[Ino, list[LeftFile]] = {}
-        self._frozen: dict[Ino, list[LeftFile]] = {}
-        self._covered: dict[TxnNumber, dict[Ino, list[LeftFile]]] = {}
-
-    def take(self, record: StagingRecord) -> None:
-        """Take in the next record of the log."""
-        match record:
-            case Staged(ino=ino):
-                self._newest(ino).stage(record)
-            case Cut(ino=ino, size=size):
-                for left in self._frozen.get(ino, []):
-                    left.truncate(size)
-                self._newest(ino).truncate(size)
-            case Frozen(ino=ino):
-                self._frozen.setdefault(ino, []).extend(self.files.pop(ino, []))
-            case Submitted(transaction=transaction):
-                self._submit(transaction)
-            case Withdrawn(number=number):
-                self.submitted.pop(number, None)
-                for ino, files in self._covered.pop(number, {}).items():
-                    self._frozen.setdefault(ino, []).extend(files)
-            case Forgotten(ino=ino):
-                self.files.pop(ino, None)
-                self._frozen.pop(ino, None)
-
-    def finish(self) -> None:
-        """The log is at its end: what was frozen and not submitted is staged still."""
-        for ino, files in self._frozen.items():
-            self.files[ino] = [*files, *self.files.get(ino, [])]
-        self._frozen.clear()
-
-    def _newest(self, ino: Ino) -> LeftFile:
-        files = self.files.setdefault(ino, [])
-        if not files:
-            files.append(LeftFile())
-        return files[-1]
-
-    def _submit(self, transaction: Transaction) -> None:
-        self.submitted[transaction.number] = transaction
-        written = {change.ino for change in transaction.changes if isinstance(change, Write | Truncate)}
-        self._covered[transaction.number] = {ino: self._frozen.pop(ino) for ino in written if ino in self._frozen}
 
 
 async def recover(seat: Seat, tables: Tables, journal: Journal, replicas: Replicas, runtime: Runtime) -> None:
@@ -107,8 +38,9 @@ async def recover(seat: Seat, tables: Tables, journal: Journal, replicas: Replic
         return
     session = tables.sessions.get(owner.session)
     left = _read(seat)
+    resend = [transaction for number, transaction in sorted(left.submitted.items()) if session and number > session.seen]
     if session is None or session.standing != OPEN or owner.boot != boot_id():
-        if left.submitted or left.files:
+        if resend or left.files:
             folder = seat.set_aside(owner.session)
             seat.staging_path.mkdir(mode=0o700)
             _log.error("staged_data_set_aside", folder=str(folder), session=owner.session)
@@ -116,7 +48,6 @@ async def recover(seat: Seat, tables: Tables, journal: Journal, replicas: Replic
             await _append(tables, journal, owner.session, [], runtime, close=True)
         seat.clear()
         return
-    resend = [transaction for number, transaction in sorted(left.submitted.items()) if number > session.seen]
     await _append(tables, journal, owner.session, resend, runtime)
     await _commit_staged(seat, left, tables, journal, owner.session, replicas, runtime)
     await _append(tables, journal, owner.session, [], runtime, close=True)
@@ -146,8 +77,8 @@ async def _append(
     if close:
         number = TxnNumber(tables.sessions[session].seen + 1)
         transactions = [*transactions, Transaction(number, [CloseSession()])]
-    if transactions:
-        position = await journal.append(encode_entry(Entry(session, runtime.now_ns(), transactions)))
+    for group in groups(transactions):
+        position = await journal.append(encode_entry(Entry(session, runtime.now_ns(), group)))
         await replay(tables, journal, position)
 
 
@@ -176,7 +107,7 @@ async def _commit_staged(
                 if inode is None or not inode.is_file:
                     continue
                 for file in files:
-                    staging.adopt(ino, file.slots, cut=file.cut, append=file.append, size=inode.size, now_ns=runtime.now_ns())
+                    staging.adopt(ino, file, size=inode.size, now_ns=runtime.now_ns())
                 staging.log.append(Frozen(ino))
                 try:
                     await writeback.commit(ino)

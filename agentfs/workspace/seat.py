@@ -49,6 +49,14 @@ class Seat:
             _log.warning("owner_file_damaged", path=str(self._owner_path), reason=str(error))
             return None
 
+    def same_boot(self) -> bool:
+        """Whether the machine has run since this seat was last used; from now on it counts as used in this run."""
+        path = self.path / "boot"
+        before = path.read_text() if path.exists() else ""
+        if before != boot_id():
+            path.write_text(boot_id())
+        return before == boot_id()
+
     def take(self, session: SessionId) -> None:
         """Say that what is staged here from now on belongs to `session`."""
         temporary = self._owner_path.with_suffix(".tmp")

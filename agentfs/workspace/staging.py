@@ -14,12 +14,13 @@ from msgspec.structs import replace
 
 from agentfs.model.changes import Write
 from agentfs.model.entry import Transaction
-from agentfs.model.errors import NoSpace
+from agentfs.model.errors import AgentfsError, NoSpace
 from agentfs.model.ids import Ino, TxnNumber
 from agentfs.model.inode import Inode
 from agentfs.model.ranges import RangeSet
 from agentfs.state.tables import has_room
 from agentfs.workspace.committer import Pending
+from agentfs.workspace.left_over import LeftFile
 from agentfs.workspace.staging_log import (
     Cut,
     Forgotten,
@@ -51,12 +52,12 @@ class Layer:
     """What one commit of one file will say.
 
     `ranges` of the staging file `fd` are to be committed, at the file's own offsets; `visible` is what of them a later
-    truncation left. `append`: all of it was written by O_APPEND. `cut` and `size`: the least and the last size; `written_ns`:
-    when it was last written or truncated; `set_mtime`: an explicit time stamp set after that, with when it was set. `shown`:
-    a transaction that says it is pending, so State shows it already.
+    truncation left. `append`: all of it was written by O_APPEND. `cut`: the least size it was truncated to, `grown` the last.
+    `written_ns`: when it was last written or truncated; `set_mtime`: an explicit time stamp set after that, with when it was
+    set. `shown`: `pending`, a transaction that says all this, is under way, so State shows it already.
     """
 
-    __slots__ = ("append", "cut", "fd", "ranges", "set_mtime", "shown", "size", "slot", "visible", "written_ns")
+    __slots__ = ("append", "cut", "fd", "grown", "pending", "ranges", "set_mtime", "shown", "slot", "visible", "written_ns")
 
     def __init__(self) -> None:
         self.slot = -1
@@ -67,7 +68,8 @@ class Layer:
         self.append = True
         self.written_ns: int | None = None
         self.set_mtime: tuple[int, int] | None = None
-        self.size = 0
+        self.grown: int | None = None
+        self.pending: Pending | None = None
         self.shown = False
 
 
@@ -75,8 +77,7 @@ class DirtyFile:
     """What is staged of one file: the layer that takes writes, and the frozen ones being committed, oldest first.
 
     `size`, `mtime_ns` and `ctime_ns` are what stat(2) shows, `cut` hides what State holds beyond it. `commit_order` keeps two
-    commits of the file in their order, and `last` is the one submitted last; `since` is when the oldest unsaved change came
-    (seconds, boot time).
+    commits of the file in their order; `since` is when the oldest unsaved change came (seconds, boot time).
     """
 
     def __init__(self, ino: Ino, size: int, now_ns: int, since: float) -> None:
@@ -88,13 +89,17 @@ class DirtyFile:
         self.active: Layer | None = None
         self.frozen: list[Layer] = []
         self.commit_order = trio.Lock()
-        self.last: Pending | None = None
 
     @property
     def dirty_bytes(self) -> int:
         """Bytes that are not committed."""
         active = self.active.ranges.total if self.active else 0
         return active + sum(layer.ranges.total for layer in self.frozen)
+
+    @property
+    def unsent(self) -> list[Layer]:
+        """The frozen layers that no transaction under way says, oldest first."""
+        return [layer for layer in self.frozen if not layer.shown]
 
     @property
     def layers(self) -> list[Layer]:
@@ -177,11 +182,15 @@ class Staging:
         file, layer = self._active(ino, size, now_ns)
         if append:
             offset = file.size
-        if layer.slot < 0:
-            layer.slot, layer.fd = self._take_slot()
-        self._put(layer.fd, data, offset)
+        try:
+            if layer.slot < 0:
+                layer.slot, layer.fd = self._take_slot()
+            self._put(layer.fd, data, offset)
+            self.log.append(Staged(ino, layer.slot, offset, len(data), layer.append and append))
+        except AgentfsError:
+            self._drop_untouched(file, layer)
+            raise
         layer.append = layer.append and append
-        self.log.append(Staged(ino, layer.slot, offset, len(data), layer.append))
         end = offset + len(data)
         layer.ranges.add(offset, end)
         layer.visible.add(offset, end)
@@ -190,15 +199,18 @@ class Staging:
         return len(data)
 
     def truncate(self, ino: Ino, new_size: int, *, size: int, now_ns: int) -> None:
-        """Stage a truncation or an extension with a hole; `size` is the file's size before it."""
-        self.log.append(Cut(ino, new_size))
+        """Stage a truncation or an extension with a hole; `size` is the file's size before it. Raises NoSpace."""
+        file = self.files.get(ino)
+        before = size if file is None else file.size
+        self.log.append(Cut(ino, new_size, new_size > before))
         file, layer = self._active(ino, size, now_ns)
         layer.append = False
-        if new_size < file.size:
+        layer.grown = new_size
+        if new_size < before:
             layer.cut = new_size if layer.cut is None else min(layer.cut, new_size)
-            layer.ranges.remove(new_size, file.size)
+            layer.ranges.remove(new_size, before)
             for each in file.layers:
-                each.visible.remove(new_size, file.size)
+                each.visible.remove(new_size, before)
         file.size = new_size
         self._touch(file, layer, now_ns)
 
@@ -215,48 +227,58 @@ class Staging:
         """The layers to commit next, oldest first; writes from now on go to another."""
         if file.active is not None:
             self.log.append(Frozen(file.ino))
-            file.active.size = file.size
             file.frozen.append(file.active)
             file.active = None
-        return [layer for layer in file.frozen if not layer.shown]
+        return file.unsent
 
     def committed(self, file: DirtyFile, layers: list[Layer]) -> None:
         """The layers are in the journal: forget them."""
         for layer in layers:
-            file.frozen.remove(layer)
-            self._give_slot(layer)
-        if not file.layers:
+            # A file that was removed meanwhile has given its layers up already.
+            if layer in file.frozen:
+                file.frozen.remove(layer)
+                self._give_slot(layer)
+        if not file.layers and self.files.get(file.ino) is file:
             self._forget(file)
 
     def discard(self, ino: Ino) -> None:
         """The file is gone for good, or was never to be saved: forget what is staged of it."""
         file = self.files.get(ino)
         if file is not None:
-            for layer in file.layers:
-                self._give_slot(layer)
             self._forget(file)
+            if not file.commit_order.locked():
+                self.give_up(file)
 
-    def adopt(self, ino: Ino, slots: dict[int, RangeSet], *, cut: int | None, append: bool, size: int, now_ns: int) -> None:
-        """Take over what a killed mount staged of a file, whose size is `size`; the log, which says so, stays as it is."""
+    def give_up(self, file: DirtyFile) -> None:
+        """Free what a discarded file had staged; a commit that was reading it does so when it is done."""
+        for layer in file.layers:
+            self._give_slot(layer)
+        file.frozen, file.active = [], None
+
+    def is_discarded(self, file: DirtyFile) -> bool:
+        """Whether the file was discarded while a commit of it was under way."""
+        return self.files.get(file.ino) is not file
+
+    def adopt(self, ino: Ino, left: LeftFile, *, size: int, now_ns: int) -> None:
+        """Take over what a killed mount staged of a file, whose size is `size` now; the log, which says so, stays as it is."""
         file = self.files.get(ino)
         if file is None:
             file = self.files[ino] = DirtyFile(ino, size, now_ns, self._boottime())
-        if cut is not None:
-            file.size = cut
-        for number, (slot, ranges) in enumerate(slots.items()):
-            layer = Layer()
-            layer.slot, layer.fd = slot, os.open(self.directory / f"slot-{slot}", os.O_RDWR | os.O_CLOEXEC)
-            layer.ranges = layer.visible = ranges
-            layer.append = append
-            layer.cut = cut if number == 0 else None
-            layer.written_ns = now_ns
-            file.size = layer.size = max(file.size, ranges.end)
-            file.frozen.append(layer)
-        if not slots:
-            layer = Layer()
-            layer.cut, layer.size, layer.written_ns = cut, file.size, now_ns
-            file.frozen.append(layer)
-        self._slots = max([self._slots, *(slot + 1 for slot in slots)])
+        layers = [self._adopted(slot, ranges) for slot, ranges in left.slots.items()] or [Layer()]
+        layers[0].cut, layers[-1].grown = left.cut, left.grown
+        for layer in layers:
+            layer.append, layer.written_ns = left.append, now_ns
+        file.frozen += layers
+        file.size = max(
+            [min(file.size, size if left.cut is None else left.cut), left.grown or 0, *(e.ranges.end for e in layers)]
+        )
+
+    def _adopted(self, slot: int, ranges: RangeSet) -> Layer:
+        layer = Layer()
+        layer.slot, layer.fd = slot, os.open(self.directory / f"slot-{slot}", os.O_RDWR | os.O_CLOEXEC)
+        layer.ranges = layer.visible = ranges
+        self._slots = max(self._slots, slot + 1)
+        return layer
 
     def compact_log(self, pending: list[Transaction]) -> None:
         """Write the log anew when it is long: what is staged now and what is pending, and no history. Raises NoSpace."""
@@ -307,6 +329,14 @@ class Staging:
         file.mtime_ns = file.ctime_ns = layer.written_ns = now_ns
         layer.set_mtime = None
 
+    def _drop_untouched(self, file: DirtyFile, layer: Layer) -> None:
+        """A write that failed leaves no layer that says nothing."""
+        if layer.written_ns is None and layer.set_mtime is None:
+            self._give_slot(layer)
+            file.active = None
+            if not file.frozen:
+                del self.files[file.ino]
+
     def _forget(self, file: DirtyFile) -> None:
         self._note(Forgotten(file.ino))
         del self.files[file.ino]
@@ -351,5 +381,7 @@ def _describe(log: StagingLog, ino: Ino, layers: list[Layer], *, frozen: bool) -
             log.append(Cut(ino, layer.cut))
         for start, end in layer.ranges:
             log.append(Staged(ino, layer.slot, start, end - start, layer.append))
+        if layer.grown is not None:
+            log.append(Cut(ino, layer.grown, True))
     if frozen:
         log.append(Frozen(ino))

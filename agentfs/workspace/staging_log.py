@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from agentfs.model.entry import Transaction
-from agentfs.model.errors import AgentfsError, NoSpace, Unavailable
+from agentfs.model.errors import AgentfsError, NoSpace, TooLarge, Unavailable
 from agentfs.model.ids import Ino, TxnNumber
 
 _HEADER = struct.Struct("<II")
@@ -32,10 +32,11 @@ class Staged(msgspec.Struct, frozen=True, array_like=True, tag="w"):
 
 
 class Cut(msgspec.Struct, frozen=True, array_like=True, tag="c"):
-    """File `ino` was truncated to `size`, and that is not submitted yet."""
+    """File `ino` was truncated to `size`, or grew to it with a hole (`grows`), and that is not submitted yet."""
 
     ino: Ino
     size: int
+    grows: bool = False
 
 
 class Frozen(msgspec.Struct, frozen=True, array_like=True, tag="z"):
@@ -69,9 +70,11 @@ class StagingLog:
     """The open log of one session."""
 
     def __init__(self, path: Path) -> None:
+        self.size = _whole_bytes(path)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        # What is added behind a torn record could not be read back.
+        os.ftruncate(self._fd, self.size)
         self._encoder = msgspec.msgpack.Encoder()
-        self.size = os.fstat(self._fd).st_size
 
     def append(self, record: StagingRecord) -> None:
         """Add a record. A hot path: one encoding and one write(2). Raises NoSpace, and then the log is as before."""
@@ -99,20 +102,26 @@ class StagingLog:
 
 def disk_error(error: OSError) -> AgentfsError:
     """What a writer is told when the cache directory's disk refuses."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return (NoSpace if full else Unavailable)(f"the cache directory's disk refuses: {error.strerror}")
+    kinds = {errno.ENOSPC: NoSpace, errno.EDQUOT: NoSpace, errno.EFBIG: TooLarge}
+    return kinds.get(error.errno or 0, Unavailable)(f"the cache directory's disk refuses: {error.strerror}")
 
 
 def read_staging_log(path: Path) -> Iterator[StagingRecord]:
-    """The records of a log that a mount left behind, up to the first one that is torn; the log is cut there."""
+    """The records of a log that a mount left behind, up to the first one that is torn."""
     decoder: msgspec.msgpack.Decoder[StagingRecord] = msgspec.msgpack.Decoder(StagingRecord)
-    whole = 0
-    with path.open("r+b") as file:
+    return map(decoder.decode, _bodies(path))
+
+
+def _bodies(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
         while len(header := file.read(_HEADER.size)) == _HEADER.size:
             length, crc = _HEADER.unpack(header)
             body = file.read(length) if length <= _RECORD_MAX else b""
             if len(body) < length or zlib.crc32(body) != crc:
-                break
-            whole += len(header) + length
-            yield decoder.decode(body)
-        file.truncate(whole)
+                return
+            yield body
+
+
+def _whole_bytes(path: Path) -> int:
+    """How much of a log is whole records: what follows was being written when its mount was killed."""
+    return sum(_HEADER.size + len(body) for body in _bodies(path)) if path.exists() else 0

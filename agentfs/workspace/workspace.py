@@ -27,7 +27,7 @@ from agentfs.workspace.names import Names
 from agentfs.workspace.paths import path_of, resolve
 from agentfs.workspace.reader import DECODED_MAX, Reader
 from agentfs.workspace.recovery import recover
-from agentfs.workspace.replay import open_state
+from agentfs.workspace.replay import open_state, remove_state
 from agentfs.workspace.seat import open_seat, recovery_folders
 from agentfs.workspace.session import close_session, open_session
 from agentfs.workspace.staging import Staging
@@ -215,6 +215,9 @@ async def open_workspace(
     found = await _first_change(journal)
     cache = cache_dir / found.workspace
     with open_seat(cache) as seat:
+        if not seat.same_boot():
+            # A State is written without fsync: after a power cut it need not be whole, and the journal has all of it.
+            remove_state(seat.state_path)
         tables = await open_state(seat.state_path, journal)
         try:
             await recover(seat, tables, journal, replicas, runtime)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from agentfs.model.errors import AgentfsError, NoSpace, Stale, Unavailable
 from agentfs.model.extents import CHUNK_MAX, INLINE_MAX
 from agentfs.model.ids import Ino, ReplicaId
 from agentfs.runtime import Runtime
-from agentfs.workspace.committer import Committer, Pending
+from agentfs.workspace.committer import Committer
 from agentfs.workspace.staging import DirtyFile, Layer, Staging
 
 AGE_SECONDS = 1.0
@@ -45,6 +46,23 @@ class Replicas(ChunkStore, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A segment that the replicas hold: its name, key and size in bytes."""
+
+    name: bytes
+    key: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """A layer, ready to be named in a transaction."""
+
+    runs: list[Run]
+    segments: list[_Sent]
+
+
 class Writeback:
     """Commits staged files: when asked (fsync, close), when they are old, and when they grow."""
 
@@ -53,6 +71,7 @@ class Writeback:
         self._committer = committer
         self._replicas = replicas
         self._runtime = runtime
+        self._placed: dict[bytes, list[ReplicaId]] = {}
         replicas.on_straggler = self._straggler
 
     async def commit(self, ino: Ino) -> None:
@@ -65,33 +84,58 @@ class Writeback:
         if file is None:
             return
         async with file.commit_order:
-            inode = self._committer.tables.inode(ino)
-            if inode is None:
-                self._staging.discard(ino)
-                raise Stale("the file was removed")
-            if inode.nlink == 0:
-                return
-            layers = self._staging.freeze(file)
-            if layers:
-                await self._submit(file, layers)
-            pending = file.last
-        if layers and pending is not None:
-            await self._settle(file, layers, pending)
-        elif pending is not None:
-            await self._committer.settled(pending)
+            try:
+                layers = await self._send(file)
+            finally:
+                if self._staging.is_discarded(file):
+                    self._staging.give_up(file)
+        under_way = [layer.pending for layer in file.frozen if layer.shown]
+        if layers:
+            await self._settle(file, layers)
+        elif under_way and under_way[-1] is not None:
+            await self._committer.settled(under_way[-1])
 
-    async def _submit(self, file: DirtyFile, layers: list[Layer]) -> None:
+    async def _send(self, file: DirtyFile) -> list[Layer]:
+        """Submit what is staged and not sent; return the layers that the transaction covers, none if there was nothing."""
+        inode = self._committer.tables.inode(file.ino)
+        if inode is None:
+            self._staging.discard(file.ino)
+            raise Stale("the file was removed")
+        if inode.nlink == 0:
+            return []
+        await self._forget_landed(file)
+        return await self._submit(file) if self._staging.freeze(file) else []
+
+    async def _forget_landed(self, file: DirtyFile) -> None:
+        """What an unreachable journal was asked to take, and gave no answer to, may have arrived: then it is not sent again."""
+        asked = [layer for layer in file.frozen if not layer.shown and layer.pending is not None]
+        if asked:
+            await self._committer.catch_up()
+            self._staging.committed(file, [layer for layer in asked if layer.pending is not None and layer.pending.landed])
+
+    async def _submit(self, file: DirtyFile) -> list[Layer]:
+        """Put the segments of what is frozen and submit the transaction that names them; return the layers it covers."""
+        built: dict[Layer, _Built] = {}
+        # While segments are put, an older commit of the file may fail: then its layers come first again, below the newer ones.
+        while missing := [layer for layer in file.unsent if layer not in built]:
+            for layer in missing:
+                built[layer] = await self._build(layer)
+        layers = file.unsent
         changes: list[AnyChange] = []
-        runs = [await self._runs(layer, changes) for layer in layers]
+        for layer in layers:
+            changes += [AddSegment(each.name, each.size, self._holders(each)) for each in built[layer].segments]
         inode = self._committer.tables.inode(file.ino)
         size = inode.size if inode else 0
-        for layer, layer_runs in zip(layers, runs, strict=True):
-            size = _describe(file.ino, layer, layer_runs, size, changes)
-        file.last = self._committer.submit(changes)
         for layer in layers:
-            layer.shown = True
+            size = _describe(file.ino, layer, built[layer].runs, size, changes)
+        pending = self._committer.submit(changes)
+        for layer in layers:
+            layer.pending, layer.shown = pending, True
+        return layers
 
-    async def _settle(self, file: DirtyFile, layers: list[Layer], pending: Pending) -> None:
+    async def _settle(self, file: DirtyFile, layers: list[Layer]) -> None:
+        pending = layers[-1].pending
+        assert pending is not None, "what was submitted is pending"
         try:
             await self._committer.settled(pending)
         except AgentfsError:
@@ -104,11 +148,12 @@ class Writeback:
 
     # ---- chunks and segments
 
-    async def _runs(self, layer: Layer, changes: list[AnyChange]) -> list[Run]:
+    async def _build(self, layer: Layer) -> "_Built":
+        """Make runs of a layer's bytes: inline ones, or chunks in segments that the replicas hold when this returns."""
         ranges = list(layer.ranges)
         if layer.ranges.total <= INLINE_MAX:
-            return [InlineRun(start, os.pread(layer.fd, end - start, start)) for start, end in ranges]
-        runs: list[Run] = []
+            return _Built([InlineRun(start, os.pread(layer.fd, end - start, start)) for start, end in ranges], [])
+        built = _Built([], [])
         spans = [(low, min(low + CHUNK_MAX, end)) for start, end in ranges for low in range(start, end, CHUNK_MAX)]
         failures: list[AgentfsError] = []
         slots = trio.CapacityLimiter(PUTS_MAX)
@@ -116,32 +161,38 @@ class Writeback:
             while spans and not failures:
                 # Building waits for a free slot, so that no more than PUTS_MAX segments are in memory.
                 await slots.acquire_on_behalf_of(token := object())
-                segment, chunk_runs, spans = await self._runtime.in_thread(_build, layer.fd, spans)
-                runs.extend(chunk_runs)
-                nursery.start_soon(self._put, segment, changes, failures, slots, token)
+                segment, runs, spans = await self._runtime.in_thread(_fill, layer.fd, spans)
+                built.runs.extend(runs)
+                built.segments.append(_Sent(segment.name, segment.key, len(segment.body)))
+                nursery.start_soon(self._put, segment, failures, slots, token)
         if failures:
             raise _writers_error(failures[0])
-        return runs
+        return built
 
-    async def _put(
-        self,
-        segment: Segment,
-        changes: list[AnyChange],
-        failures: list[AgentfsError],
-        slots: trio.CapacityLimiter,
-        token: object,
-    ) -> None:
+    async def _put(self, segment: Segment, failures: list[AgentfsError], slots: trio.CapacityLimiter, token: object) -> None:
         try:
             await self._replicas.put(segment.key, segment.body)
         except AgentfsError as error:
             failures.append(error)
         else:
-            changes.append(AddSegment(segment.name, len(segment.body), self._replicas.placed(segment.key)))
+            self._placed.setdefault(segment.name, []).extend(self._replicas.placed(segment.key))
         finally:
             slots.release_on_behalf_of(token)
 
+    def _holders(self, sent: "_Sent") -> list[ReplicaId]:
+        """The replicas that hold a segment by now, those that finished behind the put among them."""
+        return self._placed.pop(sent.name, [])
+
     def _straggler(self, key: str, replica: ReplicaId) -> None:
-        self._committer.submit([Placed(bytes.fromhex(Path(key).stem), replica)])
+        name = bytes.fromhex(Path(key).stem)
+        if self._committer.tables.segment_id(name) is None:
+            # The transaction that names the segment is still to come, and will say this too.
+            self._placed.setdefault(name, []).append(replica)
+            return
+        try:
+            self._committer.submit([Placed(name, replica)])
+        except AgentfsError as error:
+            _log.warning("placement_not_recorded", segment=key, replica=replica, reason=str(error))
 
     # ---- in the background
 
@@ -183,7 +234,7 @@ def _writers_error(error: AgentfsError) -> AgentfsError:
     return error if isinstance(error, NoSpace | Unavailable) else Unavailable(f"the replicas did not take it: {error}")
 
 
-def _build(fd: int, spans: list[tuple[int, int]]) -> tuple[Segment, list[ChunkRun], list[tuple[int, int]]]:
+def _fill(fd: int, spans: list[tuple[int, int]]) -> tuple[Segment, list[ChunkRun], list[tuple[int, int]]]:
     """Fill one segment from a staging file; return it, the runs in it, and the spans that did not fit."""
     builder = SegmentBuilder()
     placed = []
@@ -206,18 +257,20 @@ def _describe(ino: Ino, layer: Layer, runs: list[Run], size: int, changes: list[
 
 
 def _describe_content(ino: Ino, layer: Layer, runs: list[Run], size: int, time_ns: int, changes: list[AnyChange]) -> int:
-    append = layer.append and len(layer.ranges) == 1 and runs[0].offset == size
     before = len(changes)
     if layer.cut is not None and layer.cut < size:
         changes.append(Truncate(ino, layer.cut, time_ns))
         size = layer.cut
-    if runs:
-        base = size if append else 0
-        changes.append(Write(ino, [_moved(run, -base) for run in runs], append, time_ns))
+    if runs and layer.append and len(layer.ranges) == 1:
+        start = runs[0].offset
+        changes.append(Write(ino, [_moved(run, -start) for run in runs], True, time_ns))
+        size += layer.ranges.total
+    elif runs:
+        changes.append(Write(ino, runs, False, time_ns))
         size = max(size, layer.ranges.end)
-    if size != layer.size:
-        changes.append(Truncate(ino, layer.size, time_ns))
-        size = layer.size
+    if layer.grown is not None and layer.grown > size:
+        changes.append(Truncate(ino, layer.grown, time_ns))
+        size = layer.grown
     if len(changes) == before:
         # O_TRUNC of an empty file: nothing but the time stamps change.
         changes.append(SetAttr(ino, time_ns, mtime_ns=time_ns))
@@ -225,8 +278,6 @@ def _describe_content(ino: Ino, layer: Layer, runs: list[Run], size: int, time_n
 
 
 def _moved(run: Run, by: int) -> Run:
-    if not by:
-        return run
     if isinstance(run, InlineRun):
         return InlineRun(run.offset + by, run.data)
     return ChunkRun(run.offset + by, run.segment, run.chunk)

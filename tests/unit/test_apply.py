@@ -65,7 +65,12 @@ def tables() -> Iterator[Tables]:
     tables = open_tables(None)
     for entry in (founding(), opening(b"A"), opening(b"B")):
         put(tables, entry)
-    tree = [make(D, b"d", mode=DIRECTORY), make(S, b"s", parent=D, mode=DIRECTORY), make(F, b"f"), make(G, b"g", parent=D)]
+    tree: list[AnyChange] = [
+        make(D, b"d", mode=DIRECTORY),
+        make(S, b"s", parent=D, mode=DIRECTORY),
+        make(F, b"f"),
+        make(G, b"g", parent=D),
+    ]
     tree += [make(E, b"e", mode=DIRECTORY), make(L, b"l", mode=SYMLINK, target=b"f")]
     assert send(tables, A, *tree) is None
     yield tables
@@ -153,7 +158,7 @@ def test_abort_changes_nothing_but_the_number_seen(tables: Tables, change: AnyCh
     expected = checksum(tables)
     tables.revert(mark)
     # What the transaction did before the change that aborts must be gone too.
-    before = [make(START + 100, b"before"), text(F, 0, b"before"), change]
+    before: list[AnyChange] = [make(START + 100, b"before"), text(F, 0, b"before"), change]
     (outcome,) = apply_entry(tables, Entry(A, 3, [Transaction(number, before)]), position)
     assert type(outcome) is error
     assert checksum(tables) == expected
@@ -262,7 +267,7 @@ def test_only_the_owner_drops_an_orphan(tables: Tables) -> None:
 
 def test_the_last_name_takes_everything_with_it(tables: Tables) -> None:
     before = checksum(tables), dict(tables.counters)
-    made = [make(GONE, b"x"), text(GONE, 0, b"body"), SetXattr(GONE, b"user.x", b"v", 0, 30)]
+    made: list[AnyChange] = [make(GONE, b"x"), text(GONE, 0, b"body"), SetXattr(GONE, b"user.x", b"v", 0, 30)]
     assert send(tables, A, *made) is None
     assert send(tables, A, Unlink(ROOT_INO, b"x", GONE, False, 40)) is None
     tables.flush()
@@ -372,7 +377,7 @@ def test_a_transaction_is_one_version_however_much_it_changes(tables: Tables) ->
 
 
 def test_a_write_over_part_of_a_chunk_keeps_the_rest_of_it(tables: Tables) -> None:
-    placed = [AddSegment(SEGMENT, 100, [ReplicaId(1)]), Write(F, [ChunkRun(0, SEGMENT, CHUNK)], False, 30)]
+    placed: list[AnyChange] = [AddSegment(SEGMENT, 100, [ReplicaId(1)]), Write(F, [ChunkRun(0, SEGMENT, CHUNK)], False, 30)]
     assert send(tables, A, *placed) is None
     send(tables, A, text(F, 10, b"inline"))
     shape = [(each.offset, each.length, each.skip, bool(each.segment)) for each in tables.extents(F, 0, 30)]

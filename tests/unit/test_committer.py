@@ -1,4 +1,4 @@
-"""The committer: groups, speculation, rebases over foreign entries, lost answers, and what is pending when the journal refuses."""
+"""The committer: groups, speculation, rebases over foreign entries, lost answers, and a journal that refuses."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -28,6 +28,7 @@ from tests.simulation.virtual_time import in_virtual_time
 A, B = SessionId(1), SessionId(2)
 ONE, TWO, THREE = (Ino(first_ino(A) + number) for number in range(3))
 OTHER = first_ino(B)
+
 
 @pytest.fixture
 def log() -> MemoryLog:
@@ -280,7 +281,9 @@ async def test_saving_while_something_is_pending_saves_what_is_committed(log: Me
 
 @in_virtual_time
 async def test_a_lost_answer_commits_once(log: MemoryLog, script: Script) -> None:
-    script.add("append", Fault(lost=Unavailable("lost")), Fault(refused=Unavailable("refused")), Fault(lost=Unavailable("lost")))
+    script.add(
+        "append", Fault(lost=Unavailable("lost")), Fault(refused=Unavailable("refused")), Fault(lost=Unavailable("lost"))
+    )
     async with running(log, script) as committer:
         await committer.commit([make(ONE, b"x")])
         script.add("append", *[Fault(lost=Unavailable("lost"))] * 3)
@@ -330,7 +333,9 @@ async def test_what_was_given_up_and_is_in_the_journal_after_all_is_seen_with_th
 
 
 @in_virtual_time
-async def test_an_unreachable_journal_fails_everything_pending_and_leaves_state_as_it_was(log: MemoryLog, script: Script) -> None:
+async def test_an_unreachable_journal_fails_everything_pending_and_leaves_state_as_it_was(
+    log: MemoryLog, script: Script
+) -> None:
     withdrawn = list[int]()
     script.add("append", *[Fault(refused=Unavailable("refused"))] * 200)
     async with running(log, script) as committer:
@@ -374,21 +379,6 @@ async def test_a_staging_log_that_is_full_refuses_and_nothing_happened(log: Memo
         committer.on_submit = write_log
         await committer.commit([make(TWO, b"y")])
         assert committer.tables.dentry(ROOT_INO, b"x") is None
-        assert is_replay(committer, log)
-
-
-@in_virtual_time
-async def test_a_staging_log_that_is_full_does_not_end_the_committer(log: MemoryLog, script: Script) -> None:
-    def full(number: TxnNumber) -> None:
-        raise NoSpace("full")
-
-    script.add("append", Fault(refused=NoSpace("full")))
-    async with running(log, script) as committer:
-        committer.on_withdraw = full
-        assert await outcome_of(lambda: committer.commit([make(ONE, b"x")])) is NoSpace
-        foreign(log, make(OTHER, b"y"))
-        assert await outcome_of(lambda: committer.commit([make(TWO, b"y")])) is Exists
-        assert await outcome_of(lambda: committer.commit([make(THREE, b"z")])) is None
         assert is_replay(committer, log)
 
 

@@ -135,7 +135,7 @@ async def test_memory_of_decoded_chunks_is_bounded(world: World, tmp_path: Path)
 
 @in_virtual_time
 async def test_a_chunk_read_before_a_rebase_is_not_taken_for_another_after_it(world: World, tmp_path: Path) -> None:
-    """State numbers segments in the journal's order: what was number 1 while it was pending is number 2 when another came first."""
+    """State numbers segments in the journal's order: number 1 while pending is number 2 when another came first."""
     mine, theirs = Random(6).randbytes(INLINE_MAX + 1), Random(7).randbytes(INLINE_MAX + 1)
     async with open_parts(world, tmp_path / "1", run=False) as parts:
         changes = await stored(world, F, 0, mine)

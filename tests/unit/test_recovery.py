@@ -1,4 +1,4 @@
-"""Recovery: what a killed mount had submitted or staged is committed once, or set aside, also when recovery itself is killed."""
+"""Recovery: what a killed mount left is committed once, or set aside, also when recovery itself is killed."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

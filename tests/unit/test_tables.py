@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -107,7 +108,7 @@ def test_content_is_that_of_a_byte_array(seed: int) -> None:
         assert inode.size == len(model), f"seed {seed}, step {step}"
         every = tables.extents(FILE, 0, 1 << 40)
         assert inode.allocated == sum(extent.length for extent in every) == tables.counters["bytes"]
-        assert all(one.end <= two.offset for one, two in zip(every, every[1:], strict=False)), f"seed {seed}, step {step}"
+        assert all(one.end <= two.offset for one, two in pairwise(every)), f"seed {seed}, step {step}"
     tables.close()
 
 

@@ -1,4 +1,4 @@
-"""Writeback: what a commit sends, what happens when a replica or the journal fails, and what other sessions' commits do to it."""
+"""Writeback: what a commit sends, when a replica or the journal fails, and when other sessions commit."""
 
 from pathlib import Path
 from random import Random
@@ -9,7 +9,7 @@ import trio
 from agentfs.chunks.contract import ChunkStore
 from agentfs.chunks.memory import MemoryStore
 from agentfs.model.changes import AddSegment, ChunkRun, Fence, InlineRun, Unlink, Write
-from agentfs.model.errors import Fenced, NoSpace, Stale, Unavailable
+from agentfs.model.errors import Fenced, NoSpace, Stale, TooLarge, Unavailable
 from agentfs.model.extents import CHUNK_MAX, INLINE_MAX, SEGMENT_MAX
 from agentfs.model.ids import ROOT_INO, Ino, ReplicaId
 from agentfs.state.checksum import checksum
@@ -228,7 +228,7 @@ async def test_an_append_that_was_given_up_is_not_made_twice(world: World, tmp_p
 async def test_a_write_that_finds_no_space_leaves_nothing_to_commit(world: World, tmp_path: Path) -> None:
     async with open_parts(world, tmp_path / "1") as parts:
         before = len(world.log.payloads)
-        with pytest.raises(NoSpace):
+        with pytest.raises(TooLarge):
             parts.write(F, (1 << 63) - 2, b"x")
         await parts.writeback.commit(F)
         await parts.committer.sync()
@@ -249,6 +249,24 @@ async def test_a_file_that_is_gone_is_not_committed(world: World, tmp_path: Path
         assert await parts.body(G) == b"an orphan's"
         await parts.committer.sync()
         assert not any(isinstance(change, Write) for entry in entries_of(world.log) for change in entry.transactions[0].changes)
+
+
+@in_virtual_time
+async def test_a_file_removed_while_its_commit_is_under_way_is_forgotten_once(world: World, tmp_path: Path) -> None:
+    journal = trio.Event()
+    world.journal_script.add("append", Fault(before=journal))
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        parts.write(F, 0, b"removed")
+        nursery.start_soon(parts.writeback.commit, F)
+        await trio.sleep(1)
+        parts.committer.submit([Unlink(ROOT_INO, b"f", F, False, 30)])
+        parts.staging.discard(F)
+        journal.set()
+        await trio.sleep(1)
+        parts.write(G, 0, b"one")
+        parts.committer.submit([make((1 << 32), b"h")])
+        parts.write(Ino(1 << 32), 0, b"two")
+        assert (await parts.body(G), await parts.body(Ino(1 << 32))) == (b"one", b"two")
 
 
 # ---- other sessions
