@@ -41,7 +41,7 @@ def _answering(
 
 
 class Operations(pyfuse3.Operations):
-    """What pyfuse3 calls, one method a request. All of it is a hot path (scripts/bench)."""
+    """What pyfuse3 calls, one method a request. All of it is a hot path."""
 
     supports_dot_lookup = True
     enable_writeback_cache = False

@@ -8,6 +8,7 @@ from random import Random
 import pytest
 import trio
 
+from agentfs.chunks.contract import ChunkStore
 from agentfs.chunks.replicated import open_replicated
 from agentfs.journal.memory import MemoryJournal
 from agentfs.model.changes import Fence, Unlink
@@ -18,13 +19,14 @@ from agentfs.model.ids import ROOT_INO, Ino, ReplicaId, SessionId, TxnNumber, fi
 from agentfs.model.session import CLOSED, FENCED
 from agentfs.state.checksum import checksum
 from agentfs.workspace.reader import Reader
-from agentfs.workspace.recovery import LeftOver, recover
+from agentfs.workspace.left_over import LeftOver
+from agentfs.workspace.recovery import recover
 from agentfs.workspace.seat import Owner, Seat, boot_id, open_seat
 from agentfs.workspace.session import close_session
 from agentfs.workspace.staging import Staging
 from agentfs.workspace.staging_log import Cut, Forgotten, Frozen, Staged, StagingRecord, Submitted, Withdrawn
 from tests.simulation.entries import make, text
-from tests.simulation.faults import Fault, FaultyJournal, Script
+from tests.simulation.faults import Fault, FaultyJournal, FaultyStore, Script
 from tests.simulation.parts import Parts, World, make_world, open_parts, replayed
 from tests.simulation.runtime import VirtualRuntime
 from tests.simulation.virtual_time import in_virtual_time
@@ -110,13 +112,16 @@ async def killed_at_the_end(world: World, cache: Path, *, run: bool = True) -> A
             yield parts
 
 
-async def recovered(world: World, cache: Path, *, script: Script | None = None) -> None:
+async def recovered(world: World, cache: Path, *, script: Script | None = None, replication: str = "sync") -> None:
     """What the next mount does first."""
     runtime = VirtualRuntime(Random(9))
     with open_seat(cache) as seat:
         tables = replayed(world.log)
         journal = FaultyJournal(MemoryJournal(world.log), script or Script())
-        async with open_replicated(dict(world.stores), replication="sync", runtime=runtime) as replicas:
+        stores: dict[ReplicaId, ChunkStore] = {
+            replica: FaultyStore(store, world.store_scripts[replica]) for replica, store in world.stores.items()
+        }
+        async with open_replicated(stores, replication=replication, runtime=runtime) as replicas:
             await recover(seat, tables, journal, replicas, runtime)
         assert checksum(tables) == checksum(replayed(world.log))
         assert seat.owner() is None
@@ -254,6 +259,23 @@ async def test_what_was_withdrawn_is_not_sent_as_it_was(world: World, tmp_path: 
     assert replayed(world.log).dentry(ROOT_INO, b"gone") is None
 
 
+@pytest.mark.parametrize("landed", [True, False])
+@in_virtual_time
+async def test_an_append_that_was_given_up_is_made_once_whether_it_landed_or_not(
+    world: World, tmp_path: Path, landed: bool
+) -> None:
+    unreachable = Fault(refused=Unavailable("nobody answers"))
+    first = Fault(lost=Unavailable("lost")) if landed else unreachable
+    world.journal_script.add("append", first, *[unreachable] * 300)
+    async with killed_at_the_end(world, tmp_path) as parts:
+        parts.write(F, 0, b"once", append=True)
+        with pytest.raises(Unavailable):
+            await parts.writeback.commit(F)
+        world.journal_script.lines.clear()
+    await recovered(world, tmp_path)
+    assert await body(world, tmp_path, F) == b"0123456789once"
+
+
 @in_virtual_time
 async def test_what_was_staged_of_a_removed_file_goes(world: World, tmp_path: Path) -> None:
     async with killed_at_the_end(world, tmp_path) as parts:
@@ -288,6 +310,17 @@ async def test_a_kill_right_after_the_goodbye_leaves_nothing_to_recover(world: W
     async with killed_at_the_end(world, tmp_path) as parts:
         assert await close_session(parts.committer)
     assert await set_aside(world, tmp_path) == []
+
+
+@in_virtual_time
+async def test_a_straggler_during_recovery_leaves_nothing_speculative_in_state(world: World, tmp_path: Path) -> None:
+    async with killed_at_the_end(world, tmp_path) as parts:
+        parts.write(F, 0, Random(1).randbytes(INLINE_MAX + 1))
+    world.store_scripts[ReplicaId(2)].add("put", Fault(before=0.5))
+    script = Script()
+    script.add("append", Fault(before=1.0))
+    await recovered(world, tmp_path, script=script, replication="async")
+    assert standing(world) == CLOSED
 
 
 @in_virtual_time

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from random import Random
+from typing import ClassVar
 
 import pytest
 import trio
@@ -43,7 +44,7 @@ async def committed_body(world: World, ino: Ino) -> bytes:
 
 def make_staging_free_reader(tables: object, store: ChunkStore) -> Reader:
     class Nothing:
-        files: dict[Ino, object] = {}
+        files: ClassVar[dict[Ino, object]] = {}
 
     return Reader(tables, Nothing(), store)  # type: ignore[arg-type]
 
@@ -212,7 +213,7 @@ async def test_a_newer_write_is_not_overtaken_by_an_older_one_that_failed(world:
 
 @in_virtual_time
 async def test_an_append_that_was_given_up_is_not_made_twice(world: World, tmp_path: Path) -> None:
-    """The entry is in the journal, its answer was lost for longer than the committer waits: sending it again must not append again."""
+    """The entry is in the journal, and its answer was lost for longer than the committer waits."""
     lost = [Fault(lost=Unavailable("lost")), *[Fault(refused=Unavailable("refused"))] * 200]
     world.journal_script.add("append", *lost)
     async with open_parts(world, tmp_path / "1") as parts:
