@@ -73,7 +73,7 @@ class Make(Change, frozen=True, array_like=True, tag="make"):
 
 
 class Link(Change, frozen=True, array_like=True, tag="link"):
-    """Gives inode `ino` another name. Aborts: Exists, NotFound, NotPermitted (a directory), TooManyLinks."""
+    """Gives inode `ino` another name. Aborts: Exists, NotFound, NotPermitted (a directory), Stale, TooManyLinks."""
 
     parent: Ino
     name: bytes

@@ -178,6 +178,17 @@ class Committer:
             self._room.set()
             self._room = trio.Event()
 
+    def withdraw(self, pending: Pending) -> None:
+        """What was given up did not arrive, as `catch_up` has shown: what it said will be sent under another number."""
+        self._given_up.pop(pending.transaction.number, None)
+        self.on_withdraw(pending.transaction.number)
+
+    def abandon(self) -> None:
+        """Take back what is pending: nobody will append it. `run` must have ended."""
+        self._take_back()
+        self._flying = []
+        self._queue.clear()
+
     def save(self) -> None:
         """Save State; what is pending is taken back around it and redone."""
         self._take_back()
@@ -328,12 +339,18 @@ class Committer:
         """The journal will not take the group: nothing that is pending is to be, since each builds on the one before."""
         _log.error("commit_failed", reason=str(error), transactions=self.pending)
         self._take_back()
-        if isinstance(error, Unavailable):
-            self._given_up.update({pending.transaction.number: pending for pending in self._flying})
-        failed = [*self._flying, *self._queue]
-        self._flying.clear()
+        flying, queue = self._flying, [*self._queue]
+        self._flying = []
         self._queue.clear()
-        for pending in failed:
+        for pending in flying:
+            if isinstance(error, Unavailable):
+                # It may have arrived, or still arrive: it stays submitted until that is known.
+                self._given_up[pending.transaction.number] = pending
+                pending.outcome = error
+                pending.done.set()
+            else:
+                self._refuse(pending, error)
+        for pending in queue:
             self._refuse(pending, error)
 
     def _refuse(self, pending: Pending, outcome: AgentfsError) -> None:

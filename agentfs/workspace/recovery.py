@@ -116,6 +116,7 @@ async def _commit_staged(
             nursery.cancel_scope.cancel()
     finally:
         replicas.on_straggler = None
+        committer.abandon()
         staging.close()
     if failures:
         raise failures[0]

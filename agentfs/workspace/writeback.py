@@ -108,10 +108,15 @@ class Writeback:
 
     async def _forget_landed(self, file: DirtyFile) -> None:
         """What an unreachable journal was asked to take, and gave no answer to, may have arrived: then it is not sent again."""
-        asked = [layer for layer in file.frozen if not layer.shown and layer.pending is not None]
-        if asked:
-            await self._committer.catch_up()
-            self._staging.committed(file, [layer for layer in asked if layer.pending is not None and layer.pending.landed])
+        asked = [layer for layer in file.unsent if layer.pending is not None]
+        if not asked:
+            return
+        await self._committer.catch_up()
+        self._staging.committed(file, [layer for layer in asked if layer.pending is not None and layer.pending.landed])
+        for layer in file.unsent:
+            if layer.pending is not None:
+                self._committer.withdraw(layer.pending)
+                layer.pending = None
 
     async def _submit(self, file: DirtyFile) -> list[Layer]:
         """Put the segments of what is frozen and submit the transaction that names them; return the layers it covers."""

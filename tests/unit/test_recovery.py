@@ -18,8 +18,8 @@ from agentfs.model.extents import INLINE_MAX
 from agentfs.model.ids import ROOT_INO, Ino, ReplicaId, SessionId, TxnNumber, first_ino
 from agentfs.model.session import CLOSED, FENCED
 from agentfs.state.checksum import checksum
-from agentfs.workspace.reader import Reader
 from agentfs.workspace.left_over import LeftOver
+from agentfs.workspace.reader import Reader
 from agentfs.workspace.recovery import recover
 from agentfs.workspace.seat import Owner, Seat, boot_id, open_seat
 from agentfs.workspace.session import close_session

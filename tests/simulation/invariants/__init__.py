@@ -1,0 +1,23 @@
+"""What must be true of every simulation, a checker a file; each returns what is wrong, a line each."""
+
+from collections.abc import Callable
+
+from tests.simulation.evidence import Evidence
+from tests.simulation.invariants import acknowledged, agreement, fences, once, placement, reading, tree
+
+Check = Callable[[Evidence], list[str]]
+
+EVERY: tuple[Check, ...] = (
+    placement.check,
+    once.check,
+    fences.check,
+    tree.check,
+    agreement.check,
+    acknowledged.check,
+    reading.check,
+)
+
+
+def violations(evidence: Evidence) -> list[str]:
+    """What is wrong, by every checker."""
+    return [f"{check.__module__.rsplit('.', 1)[1]}: {line}" for check in EVERY for line in check(evidence)]
