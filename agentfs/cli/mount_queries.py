@@ -59,6 +59,10 @@ def _ask(mounted: Mounted, request: Request) -> Reply:
 
 
 def _not_ours(mounted: Mounted) -> Denied:
+    if mounted.owner == os.geteuid():
+        return Denied(
+            f"{path_text(mounted.mountpoint)} was mounted with another XDG_RUNTIME_DIR: set it as it was, to reach its daemon"
+        )
     return Denied(
         f"{path_text(mounted.mountpoint)} was mounted by another user (number {mounted.owner}): ask as that user or as root"
     )

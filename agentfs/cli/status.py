@@ -31,10 +31,10 @@ def command(directory: Path | None, as_json: bool) -> int:
 
 
 def _show_all(*, as_json: bool) -> int:
-    """Every mount is shown that answers; the exit code tells of the first that does not."""
+    """Every mount is shown that answers; the exit code tells of the first of this user's that does not."""
     from agentfs.cli.failures import exit_code_of, line_of
     from agentfs.cli.mount_queries import status_of
-    from agentfs.model.errors import AgentfsError
+    from agentfs.model.errors import AgentfsError, Denied
 
     code = 0
     for index, mounted in enumerate(_chosen()):
@@ -42,6 +42,8 @@ def _show_all(*, as_json: bool) -> int:
             click.echo()
         try:
             _show(mounted, status_of(mounted), as_json=as_json)
+        except Denied as error:
+            click.echo(f"agentfs: {line_of(error)}", err=True)
         except AgentfsError as error:
             click.echo(f"agentfs: {line_of(error)}", err=True)
             code = code or exit_code_of(error)

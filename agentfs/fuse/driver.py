@@ -10,6 +10,7 @@ import trio
 
 from agentfs.fuse.attributes import Presentation
 from agentfs.fuse.operations import Operations
+from agentfs.fuse.spin import install_spin
 from agentfs.model.errors import Unavailable
 from agentfs.runtime import Runtime
 from agentfs.workspace.workspace import Workspace
@@ -49,6 +50,7 @@ async def serve(
         pyfuse3.init(operations, os.fspath(mountpoint), options.fuse())
     except RuntimeError as error:
         raise Unavailable(f"{mountpoint}: FUSE refuses to mount ({error}); `agentfs doctor` looks for the cause") from error
+    install_spin(workspace.is_committing, runtime)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pyfuse3.main, 1, REQUESTS_MAX)

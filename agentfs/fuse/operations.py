@@ -13,7 +13,7 @@ from agentfs.fuse.attributes import BLOCK_SIZE, Presentation, no_entry
 from agentfs.fuse.errno import errno_of
 from agentfs.model.errors import AgentfsError, Exists, NotFound
 from agentfs.model.ids import Ino
-from agentfs.model.inode import NAME_MAX
+from agentfs.model.inode import NAME_MAX, Inode
 from agentfs.workspace.workspace import Workspace
 
 _LISTING_BATCH = 256
@@ -53,7 +53,14 @@ class Operations(pyfuse3.Operations):
         self._names = workspace.names
         self._files = workspace.files
         self._attributes = workspace.attributes
-        self._entry = presentation.entry
+        self._present = presentation.entry
+
+    def _entry(self, inode: Inode) -> EntryAttributes:
+        entry = self._present(inode)
+        if self._files.is_staged(inode.ino):
+            # How much of it is no hole is known once it is committed, so the kernel asks again.
+            entry.attr_timeout = 0.0
+        return entry
 
     # ---- names
 

@@ -30,6 +30,10 @@ class Files:
             core.staging.truncate(ino, 0, size=inode.size, now_ns=core.runtime.now_ns())
         return core.handles.open(ino, writable=writable, append=bool(flags & os.O_APPEND))
 
+    def is_staged(self, ino: Ino) -> bool:
+        """Whether something of the file is not committed. A hot path."""
+        return ino in self._core.staging.files
+
     def ino_of(self, number: int) -> Ino:
         """The inode that a handle is open on. Raises BadHandle."""
         return self._core.handles.get(number).ino

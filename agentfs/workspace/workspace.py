@@ -85,6 +85,10 @@ class Workspace:
         for ino in inos:
             self._core.ghosts.pop(ino, None)
 
+    def is_committing(self) -> bool:
+        """Whether something waits for the journal. A hot path."""
+        return self._core.committer.pending > 0
+
     async def capacity(self) -> Capacity | None:
         """What the replicas can hold: that of the smallest one."""
         return await self._replicas.capacity()
