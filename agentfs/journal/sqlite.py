@@ -22,6 +22,15 @@ from agentfs.runtime import Runtime
 FORMAT: Final = 1
 """The newest format of the file that this program reads and the one it writes."""
 
+IN_PLACE_SECONDS: Final = 500e-6
+"""How long a small write may take, on the average of the last ones, to be made in the event loop itself."""
+
+IN_PLACE_BYTES: Final = 64 << 10
+"""What a small write carries at most."""
+
+_SPEED_WEIGHT: Final = 0.2
+"""What the last write counts in the average."""
+
 BUSY_SECONDS: Final = 10.0
 """How long an append waits for other processes' appends before it gives up."""
 
@@ -83,6 +92,7 @@ class SqliteJournal:
         self._wal = Path(f"{path}-wal")
         self._runtime = runtime
         self._writer = writer
+        self._write_seconds = IN_PLACE_SECONDS
         self._writer_lock = trio.Lock()
         self._reader = reader
         self._reader_lock = trio.Lock()
@@ -92,7 +102,7 @@ class SqliteJournal:
         self._closed = False
 
     async def append(self, payload: bytes) -> Position:
-        position = await self._write(lambda db: _append(db, payload))
+        position = await self._write(lambda db: _append(db, payload), size=len(payload))
         self._wake()
         return position
 
@@ -122,7 +132,7 @@ class SqliteJournal:
 
     async def trim(self, before: Position) -> None:
         # In steps, so that appends need not wait for all of it.
-        while await self._write(lambda db: _trim_some(db, before)):
+        while await self._write(lambda db: _trim_some(db, before), size=IN_PLACE_BYTES + 1):
             pass
 
     async def aclose(self) -> None:
@@ -132,19 +142,41 @@ class SqliteJournal:
             async with self._observer_lock, self._writer_lock, self._reader_lock:
                 await self._runtime.in_thread(self._release)
 
-    async def _write(self, function: Callable[[sqlite3.Connection], T]) -> T:
+    async def _write(self, function: Callable[[sqlite3.Connection], T], *, size: int = 0) -> T:
         async with self._writer_lock:
             self._refuse_when_closed()
-            return await self._runtime.in_thread(self._write_and_ring, function)
+            # Two threads waking each other cost more than a fast disk's synchronisation; a slow one must not hold up the loop.
+            if size <= IN_PLACE_BYTES and self._write_seconds < IN_PLACE_SECONDS and self._begin_at_once():
+                return self._write_and_ring(function)
+            return await self._runtime.in_thread(self._begin_and_write, function)
 
     async def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         async with self._reader_lock:
             self._refuse_when_closed()
             return await self._runtime.in_thread(self._read_now, function)
 
+    def _begin_at_once(self) -> bool:
+        """Begin a transaction if no other process is in one; errors of any other kind are left to the next attempt."""
+        try:
+            self._writer.execute("PRAGMA busy_timeout = 0")
+            self._writer.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error:
+            return False
+        return True
+
+    def _begin_and_write(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        with _translated(self._path):
+            self._writer.execute(f"PRAGMA busy_timeout = {round(BUSY_SECONDS * 1000)}")
+            self._writer.execute("BEGIN IMMEDIATE")
+        return self._write_and_ring(function)
+
     def _write_and_ring(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        with _translated(self._path), _transaction(self._writer):
+        """Finish the transaction that was begun, and tell every process."""
+        begun = self._runtime.boottime()
+        with _translated(self._path), _finished(self._writer):
             result = function(self._writer)
+        taken = self._runtime.boottime() - begun
+        self._write_seconds += (taken - self._write_seconds) * _SPEED_WEIGHT
         try:
             os.close(os.open(self._wal, os.O_WRONLY | os.O_CLOEXEC))
         except OSError as error:
@@ -254,9 +286,8 @@ def _trim_some(db: sqlite3.Connection, before: Position) -> bool:
 
 
 @contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """All of it or nothing, alone among all processes; whatever fails, the connection can begin another."""
-    db.execute("BEGIN IMMEDIATE")
+def _finished(db: sqlite3.Connection) -> Iterator[None]:
+    """All of the transaction that was begun or nothing; whatever fails, the connection can begin another."""
     try:
         yield
         db.execute("COMMIT")
