@@ -40,14 +40,17 @@ class Attributes:
         atime_ns: int | None = None,
         mtime_ns: int | None = None,
     ) -> None:
-        """chmod(2), chown(2), utimensat(2): None leaves an attribute as it is. Raises Stale, ReadOnly."""
+        """chmod(2), chown(2), utimensat(2): None leaves an attribute as it is; ctime changes even if all are None.
+
+        Raises Stale, ReadOnly.
+        """
         core = self._core
         core.writable()
         now_ns = core.runtime.now_ns()
         if mtime_ns is not None and core.staging.set_mtime(ino, mtime_ns, now_ns=now_ns):
             mtime_ns = None
-        if all(value is None for value in (mode, uid, gid, atime_ns, mtime_ns)):
-            return
+            if all(value is None for value in (mode, uid, gid, atime_ns)):
+                return
         permissions = None if mode is None else mode & 0o7777
         await self._submit(SetAttr(ino, now_ns, permissions, uid, gid, atime_ns, mtime_ns))
 

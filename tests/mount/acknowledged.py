@@ -64,7 +64,7 @@ SCRIPT = """if 1:
                 note("done", "file", name(number), digest, len(content))
                 number += 1
             else:
-                line = f"line {number} {'x' * source.randrange(2000)}\\n".encode()
+                line = f"line {number} {'x' * source.randrange(1, 2000)}\\n".encode()
                 note("begin", "line", line.decode().strip())
                 put(f"{directory}/log", line, os.O_APPEND)
                 note("done", "line", line.decode().strip())
