@@ -16,8 +16,6 @@ from tests.mount.conftest import Place
 
 SEEDS = [int(seed) for seed in os.environ.get("AGENTFS_MODEL_SEEDS", "1 2 3 4 5 6").split()]
 STEPS = int(os.environ.get("AGENTFS_MODEL_STEPS", "300"))
-TREE_EVERY = 25
-"""Steps between two comparisons of the whole trees."""
 
 
 class Difference(Exception):
@@ -42,15 +40,13 @@ def compare_trees(left: Tree, right: Tree, steps: int) -> None:
         raise Difference(steps, "\n".join(found))
 
 
-def run(operations: list[Operation], left: Tree, right: Tree, *, tree_every: int) -> None:
-    """Do the operations on both sides. Raises Difference at the first that shows one."""
+def run(operations: list[Operation], left: Tree, right: Tree) -> None:
+    """Do the operations on both sides, comparing results and trees after each. Raises Difference at the first."""
     for steps, operation in enumerate(operations, start=1):
         one, two = left.perform(operation), right.perform(operation)
         if one != two:
             raise Difference(steps, f"{operation} gave {one!r}, should give {two!r}")
-        if steps % tree_every == 0:
-            compare_trees(left, right, steps)
-    compare_trees(left, right, len(operations))
+        compare_trees(left, right, steps)
 
 
 def fresh(top: Path, name: str) -> Tree:
@@ -59,33 +55,21 @@ def fresh(top: Path, name: str) -> Tree:
     return Tree(top / name)
 
 
-def first_difference(operations: list[Operation], left: Path, right: Path) -> Difference | None:
-    """None if both sides agree; otherwise the difference with the fewest operations before it."""
-    found = None
-    for name, tree_every in (("quick", TREE_EVERY), ("exact", 1)):
-        one, two = fresh(left, name), fresh(right, name)
-        try:
-            run(operations, one, two, tree_every=tree_every)
-            return found
-        except Difference as difference:
-            found = difference
-            operations = operations[: difference.steps]
-        finally:
-            one.close()
-            two.close()
-    return found
-
-
 def check(seed: int, left: Path, right: Path) -> None:
     """Fail, with the seed and the operations to do by hand, if the sides differ."""
     operations = Generator(seed).operations(STEPS)
-    difference = first_difference(operations, left, right)
-    if difference:
+    one, two = fresh(left, "tree"), fresh(right, "tree")
+    try:
+        run(operations, one, two)
+    except Difference as difference:
         listed = "\n".join(
             f"{number:4} {operation}" for number, operation in enumerate(operations[: difference.steps], start=1)
         )
         print(f"{listed}\nAGENTFS_MODEL_SEEDS={seed} AGENTFS_MODEL_STEPS={difference.steps}", file=sys.stderr)
         pytest.fail(f"seed {seed}, operation {difference.steps} (mount first, tmpfs second): {difference}")
+    finally:
+        one.close()
+        two.close()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -136,9 +120,5 @@ def test_a_difference_is_found_with_its_step(tmpfs: Path) -> None:
         Operation("stat", ("a",)),
     ]
     with pytest.raises(Difference) as found:
-        run(operations, left, right, tree_every=100)
-    assert found.value.steps == 4
-    left, right = Forgetful(fresh(tmpfs, "left 2").root), fresh(tmpfs, "right 2")
-    with pytest.raises(Difference) as found:
-        run(operations, left, right, tree_every=1)
+        run(operations, left, right)
     assert found.value.steps == 2
