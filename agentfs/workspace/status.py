@@ -25,7 +25,7 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CacheStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes in the chunk cache in memory, its bound, and bytes in staging files on disk."""
+    """Bytes of chunks in memory, as stored and decoded, their bound, and bytes in staging files on disk."""
 
     memory_bytes: int
     memory_max_bytes: int

@@ -47,6 +47,20 @@ class Stores(Replicas, Protocol):
         ...
 
 
+class ChunkCache(ChunkStore, Protocol):
+    """A chunk store that keeps what it read in memory, and says how much that is."""
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes kept now."""
+        ...
+
+    @property
+    def max_bytes(self) -> int:
+        """The bound of `used_bytes`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class DrainProgress:
     """How far draining is. Bytes saved so far of those that were unsaved when it began."""
@@ -71,9 +85,10 @@ class VersionRecord:
 class Workspace:
     """One mount's workspace. `names`, `files` and `attributes` are its operations."""
 
-    def __init__(self, core: Core, found: Found, replicas: Stores, cache: Path) -> None:
+    def __init__(self, core: Core, found: Found, chunks: ChunkCache, replicas: Stores, cache: Path) -> None:
         self._core = core
         self._found = found
+        self._chunks = chunks
         self._replicas = replicas
         self._cache = cache
         self.names = Names(core)
@@ -152,8 +167,8 @@ class Workspace:
             sessions=self._sessions(),
             replicas=self._replica_states(),
             cache=CacheStatus(
-                memory_bytes=core.reader.decoded_bytes,
-                memory_max_bytes=DECODED_MAX,
+                memory_bytes=core.reader.decoded_bytes + self._chunks.used_bytes,
+                memory_max_bytes=DECODED_MAX + self._chunks.max_bytes,
                 staging_bytes=core.staging.disk_bytes,
             ),
             recovered=recovery_folders(self._cache),
@@ -201,7 +216,7 @@ class Workspace:
 async def open_workspace(
     *,
     journal: Journal,
-    chunks: ChunkStore,
+    chunks: ChunkCache,
     replicas: Stores,
     cache_dir: Path,
     runtime: Runtime,
@@ -213,7 +228,7 @@ async def open_workspace(
 ) -> AsyncIterator[Workspace]:
     """Bring State up to the journal's tail, recover what a killed mount left, register a session, and serve.
 
-    `chunks` is what is read through (it may cache), `replicas` what is written to. On the way out everything is drained;
+    `chunks` is what is read through, `replicas` what is written to. On the way out everything is drained;
     what could not be stays staged for the next mount.
     """
     found = await _first_change(journal)
@@ -229,7 +244,7 @@ async def open_workspace(
             seat.take(session)
             async with _serving(tables, journal, session, seat.staging_path, chunks, replicas, runtime) as core:
                 core.read_only, core.wait_for_close = read_only, durability == "close"
-                workspace = Workspace(core, found, replicas, cache)
+                workspace = Workspace(core, found, chunks, replicas, cache)
                 yield workspace
                 left = await _leave(workspace, core)
             if not left:

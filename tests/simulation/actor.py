@@ -10,6 +10,7 @@ from typing import Final
 
 import trio
 
+from agentfs.chunks.cached import Cached
 from agentfs.chunks.contract import ChunkStore
 from agentfs.chunks.replicated import open_replicated
 from agentfs.journal.contract import Journal
@@ -87,7 +88,7 @@ class Actor:
             open_replicated(stores, replication=self._replication, runtime=self._runtime) as replicas,
             open_workspace(
                 journal=journal,
-                chunks=replicas,
+                chunks=Cached(replicas, max_bytes=1 << 20),
                 replicas=replicas,
                 cache_dir=self._cache,
                 runtime=self._runtime,
