@@ -8,6 +8,7 @@ from agentfs.model.changes import AnyChange, RemoveXattr, SetAttr, SetXattr
 from agentfs.model.errors import Invalid, NoAttribute, NotPermitted, NotSupported, ValueTooLarge
 from agentfs.model.ids import ROOT_INO, Ino
 from agentfs.model.inode import XATTR_SIZE_MAX, Inode
+from agentfs.state.queries import least_replicas
 from agentfs.workspace.core import Core, check_name
 
 OWN = b"user.agentfs."
@@ -127,12 +128,8 @@ class Attributes:
 
     def _replicas_holding(self, inode: Inode) -> int:
         """How many replicas hold all of the file; what is inline counts as stored where its entry is."""
-        query = (
-            "SELECT (SELECT count(*) FROM placed WHERE placed.segment = used.segment) FROM "
-            "(SELECT DISTINCT segment FROM extents WHERE ino = ? AND segment != 0) AS used"
-        )
-        held = [row[0] for row in self._core.tables.db.execute(query, (inode.ino,))]
-        return min(held, default=self._replica_count)
+        least = least_replicas(self._core.tables, inode.ino)
+        return self._replica_count if least is None else least
 
     async def _digest(self, inode: Inode) -> str:
         """`sha256:` and the hash of the content, kept as long as the version is the same and nothing is staged."""

@@ -215,8 +215,8 @@ class Committer:
 
     @property
     def transactions(self) -> list[Transaction]:
-        """What is not known to be in the journal, in order."""
-        return [pending.transaction for pending in (*self._flying, *self._queue)]
+        """What is, or after a silence of the journal may be, on its way there, in order."""
+        return [pending.transaction for pending in (*self._given_up.values(), *self._flying, *self._queue)]
 
     def _should_save(self) -> bool:
         if self.pending and self._unsaved_bytes < FORCED_SAVE_BYTES:
@@ -238,7 +238,7 @@ class Committer:
 
     def _take_group(self) -> None:
         size = 0
-        while self._queue and len(self._flying) < GROUP_TRANSACTIONS and size < GROUP_BYTES:
+        while self._queue and not _is_full(len(self._flying), size):
             pending = self._queue.popleft()
             size += pending.size
             self._flying.append(pending)
@@ -366,13 +366,18 @@ def groups(transactions: list[Transaction]) -> Iterator[list[Transaction]]:
     group: list[Transaction] = []
     size = 0
     for transaction in transactions:
-        if group and (len(group) >= GROUP_TRANSACTIONS or size >= GROUP_BYTES):
+        if _is_full(len(group), size):
             yield group
             group, size = [], 0
         group.append(transaction)
         size += sum(map(_weight, transaction.changes))
     if group:
         yield group
+
+
+def _is_full(transactions: int, size: int) -> bool:
+    """Whether an entry with so many transactions and bytes takes no more."""
+    return transactions >= GROUP_TRANSACTIONS or size >= GROUP_BYTES
 
 
 def _weight(change: AnyChange) -> int:

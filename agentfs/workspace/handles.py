@@ -25,9 +25,6 @@ class Handles:
         self._open: Counter[Ino] = Counter()
         self._last = 0
 
-    def __len__(self) -> int:
-        return len(self._handles)
-
     def open(self, ino: Ino, *, writable: bool = False, append: bool = False) -> Handle:
         """A new handle on an inode."""
         self._last += 1

@@ -3,6 +3,7 @@
 from agentfs.model.errors import NotDirectory, NotFound
 from agentfs.model.ids import ROOT_INO, Ino
 from agentfs.model.inode import Inode
+from agentfs.state.queries import a_name_of
 from agentfs.state.tables import Tables
 
 
@@ -32,9 +33,9 @@ def path_of(tables: Tables, ino: Ino) -> str:
     parts: list[str] = []
     at = ino
     while at != ROOT_INO:
-        row = tables.db.execute("SELECT parent, name FROM dentries WHERE ino = ? LIMIT 1", (at,)).fetchone()
-        if row is None:
+        found = a_name_of(tables, at)
+        if found is None:
             return f"inode {ino}"
-        parts.append(bytes(row[1]).decode(errors="replace"))
-        at = Ino(row[0])
+        at, name = found
+        parts.append(name.decode(errors="replace"))
     return "/".join(reversed(parts)) or "/"

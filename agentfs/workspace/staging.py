@@ -269,9 +269,8 @@ class Staging:
         for layer in layers:
             layer.append, layer.written_ns = left.append, now_ns
         file.frozen += layers
-        file.size = max(
-            [min(file.size, size if left.cut is None else left.cut), left.grown or 0, *(e.ranges.end for e in layers)]
-        )
+        kept = file.size if left.cut is None else min(file.size, left.cut)
+        file.size = max(kept, left.grown or 0, *(layer.ranges.end for layer in layers))
 
     def _adopted(self, slot: int, ranges: RangeSet) -> Layer:
         layer = Layer()
@@ -281,19 +280,19 @@ class Staging:
         return layer
 
     def compact_log(self, pending: list[Transaction]) -> None:
-        """Write the log anew when it is long: what is staged now and what is pending, and no history. Raises NoSpace."""
+        """Write the log anew when it is long: what is staged, and `pending`, what is or may be on its way. Raises NoSpace."""
         if self.log.size < LOG_MAX:
             return
         draft = self.directory / "log.new"
         draft.unlink(missing_ok=True)
         log = StagingLog(draft)
         for file in self.files.values():
-            shown = [layer for layer in file.frozen if layer.shown]
-            _describe(log, file.ino, shown, frozen=bool(shown))
+            asked = [layer for layer in file.frozen if layer.pending is not None]
+            _describe(log, file.ino, asked, frozen=bool(asked))
         for transaction in pending:
             log.append(Submitted(transaction))
         for file in self.files.values():
-            waiting = [layer for layer in file.frozen if not layer.shown]
+            waiting = [layer for layer in file.frozen if layer.pending is None]
             _describe(log, file.ino, waiting, frozen=bool(waiting))
             _describe(log, file.ino, [file.active] if file.active else [], frozen=False)
         draft.replace(self.directory / "log")

@@ -17,6 +17,7 @@ from agentfs.model.errors import AgentfsError, Invalid, IsDirectory
 from agentfs.model.ids import Ino, Position, ReplicaId, SessionId, first_ino
 from agentfs.model.session import OPEN
 from agentfs.runtime import Runtime
+from agentfs.state.queries import placements, segment_count
 from agentfs.state.tables import Tables
 from agentfs.workspace.attributes import Attributes
 from agentfs.workspace.committer import Committer
@@ -197,9 +198,8 @@ class Workspace:
         ]
 
     def _replica_states(self) -> list[ReplicaStatus]:
-        db, errors = self._core.tables.db, self._replicas.last_errors()
-        total = db.execute("SELECT count(*) FROM segments").fetchone()[0]
-        held = dict(db.execute("SELECT replica, count(*) FROM placed GROUP BY replica"))
+        tables, errors = self._core.tables, self._replicas.last_errors()
+        total, held = segment_count(tables), placements(tables)
         return [
             ReplicaStatus(
                 replica=each.replica,

@@ -243,12 +243,12 @@ def _fill(fd: int, spans: list[tuple[int, int]]) -> tuple[Segment, list[ChunkRun
     """Fill one segment from a staging file; return it, the runs in it, and the spans that did not fit."""
     builder = SegmentBuilder()
     placed = []
-    while spans and not builder.full:
-        start, end = spans[0]
+    for start, end in spans:
+        if builder.full:
+            break
         placed.append((start, builder.add(os.pread(fd, end - start, start))))
-        spans = spans[1:]
     segment = builder.finish()
-    return segment, [ChunkRun(start, segment.name, chunk) for start, chunk in placed], spans
+    return segment, [ChunkRun(start, segment.name, chunk) for start, chunk in placed], spans[len(placed) :]
 
 
 def _describe(ino: Ino, layer: Layer, runs: list[Run], size: int, changes: list[AnyChange]) -> int:

@@ -9,8 +9,10 @@ import pytest
 
 from agentfs.model.entry import Transaction
 from agentfs.model.errors import TooLarge
-from agentfs.model.ids import Ino, TxnNumber, first_ino
+from agentfs.model.ids import Ino, Position, TxnNumber, first_ino
 from agentfs.model.ids import SessionId as Session
+from agentfs.workspace.committer import Pending
+from agentfs.workspace.left_over import LeftOver
 from agentfs.workspace.staging import Layer, Staging
 from agentfs.workspace.staging_log import Cut, Forgotten, Frozen, Staged, StagingLog, Submitted, Withdrawn, read_staging_log
 from tests.simulation.entries import make, text
@@ -196,6 +198,46 @@ def test_a_torn_last_record_is_ignored_wherever_it_is_torn(tmp_path: Path) -> No
     (tmp_path / "torn").write_bytes(body[:-1] + bytes([body[-1] ^ 1]))
     assert list(read_staging_log(tmp_path / "torn")) == [Cut(F, 1)]
     log.close()
+
+
+def left(directory: Path) -> tuple[list[Transaction], dict[Ino, list[object]]]:
+    """What a recovery reads in the log: the transactions to send again, and what is staged of each file besides."""
+    over = LeftOver()
+    for record in read_staging_log(directory / "log"):
+        over.take(record)
+    over.finish()
+    files = {
+        ino: [({slot: list(ranges) for slot, ranges in one.slots.items()}, one.cut, one.grown, one.append) for one in each]
+        for ino, each in over.files.items()
+    }
+    return list(over.submitted.values()), files
+
+
+@pytest.mark.parametrize("answered", [True, False], ids=["under way", "given up"])
+def test_a_long_log_is_written_anew_and_says_the_same(
+    staging: Staging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answered: bool
+) -> None:
+    transaction = Transaction(TxnNumber(1), [text(F, 0, b"sent")])
+    write(staging, F, 0, b"sent")
+    layer = staging.freeze(staging.files[F])[0]
+    staging.log_submitted(transaction)
+    layer.pending, layer.shown = Pending(transaction, [], Position(2), 4), answered
+    write(staging, F, 10, b"newer")
+    truncate(staging, F, 12)
+    write(staging, G, 0, b"one", append=True)
+    staging.freeze(staging.files[G])
+    for _ in range(100):
+        write(staging, G, 3, b"again and again")
+    before, size = left(tmp_path), staging.log.size
+    staging.compact_log([transaction])
+    assert staging.log.size == size, "a short log is left alone"
+    monkeypatch.setattr("agentfs.workspace.staging.LOG_MAX", 1)
+    staging.compact_log([transaction])
+    assert staging.log.size < size
+    assert left(tmp_path) == before
+    assert before[0] == [transaction]
+    write(staging, F, 0, b"goes on")
+    assert left(tmp_path) != before
 
 
 def test_a_log_goes_on_behind_what_another_wrote(tmp_path: Path) -> None:
