@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from agentfs.model.ids import ROOT_INO, Ino
+from agentfs.model.ids import Ino
 from agentfs.state.tables import Tables
+from agentfs.workspace.paths import path_of
 
 Kind = Literal["journal", "state", "rule", "replica", "missing", "damaged", "lost", "unknown"]
 """Where to look: the journal, a State file, the rules of the tree, a replica as a whole, or segments in replicas."""
@@ -23,28 +24,8 @@ class Finding:
     severity: Literal["fault", "note"] = "fault"
 
 
-def printable(text: str) -> str:
-    """The text on one line, whatever was in it."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-
-
-def name_of(tables: Tables, ino: Ino) -> str:
-    """A path that leads to an inode, or `inode N`: also in a State whose names are damaged, where they may run in a circle."""
-    parts: list[str] = []
-    passed: set[Ino] = set()
-    at = ino
-    while at != ROOT_INO:
-        row = tables.db.execute("SELECT parent, name FROM dentries WHERE ino = ? LIMIT 1", (at,)).fetchone()
-        if row is None or at in passed:
-            return f"inode {ino}"
-        passed.add(at)
-        parts.append(printable(bytes(row[1]).decode(errors="backslashreplace")))
-        at = Ino(row[0])
-    return "/".join(reversed(parts)) or "/"
-
-
 def names_of(tables: Tables, inos: Iterable[Ino]) -> str:
     """The first of some files by name, and how many more there are."""
     distinct = list(dict.fromkeys(inos))
     more = len(distinct) - 1
-    return name_of(tables, distinct[0]) + (f" and {more} more file{'s' if more > 1 else ''}" if more > 0 else "")
+    return path_of(tables, distinct[0]) + (f" and {more} more file{'s' if more > 1 else ''}" if more > 0 else "")

@@ -19,9 +19,10 @@ from agentfs.runtime import Runtime
 from agentfs.state.apply import apply_entry
 from agentfs.state.checksum import checksum
 from agentfs.state.tables import Tables, open_tables
-from agentfs.workspace.findings import FINDINGS_MAX, Finding, printable
+from agentfs.workspace.findings import FINDINGS_MAX, Finding
 from agentfs.workspace.fsck_chunks import Report, check_chunks
 from agentfs.workspace.fsck_rules import check_rules
+from agentfs.workspace.paths import printable
 from agentfs.workspace.saved_states import SavedState, differs, is_ahead, read_saved_states
 
 Stage = Callable[[str, Literal["bytes", "items"]], AbstractContextManager[Report]]

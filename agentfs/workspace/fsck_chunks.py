@@ -13,7 +13,8 @@ from agentfs.model.extents import Chunk, digest_of
 from agentfs.model.ids import Ino, ReplicaId, SegmentId
 from agentfs.runtime import Runtime
 from agentfs.state.tables import Tables
-from agentfs.workspace.findings import FINDINGS_MAX, Finding, Kind, names_of, printable
+from agentfs.workspace.findings import FINDINGS_MAX, Finding, Kind, names_of
+from agentfs.workspace.paths import printable
 
 Report = Callable[[int, int], None]
 """Told how much is done, of how much."""

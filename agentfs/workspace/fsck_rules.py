@@ -6,7 +6,8 @@ from agentfs.model.extents import SEGMENT_MAX
 from agentfs.model.ids import ROOT_INO, Ino
 from agentfs.model.session import OPEN
 from agentfs.state.tables import Tables
-from agentfs.workspace.findings import FINDINGS_MAX, Finding, name_of, printable
+from agentfs.workspace.findings import FINDINGS_MAX, Finding
+from agentfs.workspace.paths import path_of, printable
 
 
 class _Rule(NamedTuple):
@@ -168,6 +169,6 @@ def _broken(tables: Tables, rule: _Rule) -> list[Finding]:
 
 def _line(tables: Tables, rule: _Rule, row: tuple[Any, ...]) -> str:
     ino, *rest = row
-    subject = f"{name_of(tables, Ino(ino))} (inode {ino})" if ino else ""
+    subject = f"{path_of(tables, Ino(ino))} (inode {ino})" if ino else ""
     shown = [printable(each.decode(errors="backslashreplace")) if isinstance(each, bytes) else each for each in rest]
     return f"State at position {tables.position}: {rule.says.format(subject, *shown)}"

@@ -28,14 +28,24 @@ def resolve(tables: Tables, path: bytes) -> Inode:
     return found
 
 
+def printable(text: str) -> str:
+    """The text on one line, whatever was in it."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def path_of(tables: Tables, ino: Ino) -> str:
-    """One of the paths that lead to an inode, for a message; `inode N` if none does. Slow: it searches the names."""
+    """One of the paths that lead to an inode, on one line; `inode N` if none does. Slow: it searches the names.
+
+    In a State whose names are damaged they may run in a circle: that ends here too.
+    """
     parts: list[str] = []
+    passed: set[Ino] = set()
     at = ino
     while at != ROOT_INO:
         found = a_name_of(tables, at)
-        if found is None:
+        if found is None or at in passed:
             return f"inode {ino}"
+        passed.add(at)
         at, name = found
-        parts.append(name.decode(errors="replace"))
+        parts.append(printable(name.decode(errors="backslashreplace")))
     return "/".join(reversed(parts)) or "/"

@@ -14,7 +14,8 @@ from agentfs.model.ids import Position
 from agentfs.state.checksum import checksum
 from agentfs.state.schema import SCHEMA_VERSION
 from agentfs.state.tables import open_tables
-from agentfs.workspace.findings import Finding, printable
+from agentfs.workspace.findings import Finding
+from agentfs.workspace.paths import printable
 
 
 @dataclass(frozen=True, slots=True)
