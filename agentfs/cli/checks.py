@@ -28,6 +28,7 @@ SQLITE_MIN: Final = (3, 37, 0)
 FREE_MIN: Final = 1 << 30
 
 _PACKAGES: Final = "`apt-get install fuse3 libfuse3-dev`"
+_BUILD_PACKAGES: Final = "`apt-get install gcc libc6-dev libfuse3-dev pkg-config python3-dev`"
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +43,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 def run_checks() -> Iterator[Check]:
     """Every check, in the order in which to mend."""
     yield _python()
+    yield _companion()
     yield _pyfuse3()
     yield _libfuse()
     yield _kernel()
@@ -80,6 +82,16 @@ def _fuse_device() -> str:
 
 def _python() -> Check:
     return _at_least("Python", sys.version_info[:3], PYTHON_MIN, "install Python 3.11 or newer")
+
+
+def _companion() -> Check:
+    """Looked at before pyfuse3 is imported: after that it cannot be loaded any more."""
+    try:
+        importlib.import_module("agentfs.fuse.companion")
+    except (AgentfsError, ImportError) as error:
+        mend = f"{_BUILD_PACKAGES}, then install agentfs-workspace again"
+        return Check(name="companion", state="missing", detail=str(error), mend=mend)
+    return Check(name="companion", state="ok", detail="file locks can be served")
 
 
 def _pyfuse3() -> Check:
