@@ -48,13 +48,17 @@ EXIT_CODES: Final[dict[type[AgentfsError], int]] = {
     errors.Exists: TAKEN,
     errors.NotEmpty: TAKEN,
     errors.Busy: TAKEN,
+    errors.LeaseHeld: TAKEN,
+    errors.Deadlock: TAKEN,
     errors.Denied: FORBIDDEN,
     errors.NotPermitted: FORBIDDEN,
     errors.ReadOnly: FORBIDDEN,
     errors.Unavailable: UNAVAILABLE,
     errors.Fenced: UNAVAILABLE,
+    errors.NoLocks: UNAVAILABLE,
     errors.Corrupt: DAMAGED,
     errors.NoSpace: FULL,
+    errors.Interrupted: INTERRUPTED,
 }
 
 _OF_ERRNO: Final[dict[int, type[AgentfsError]]] = {

@@ -7,7 +7,8 @@ the epoch, stamped by the session that asks, so that every mount derives the sam
 import msgspec
 
 from agentfs.model.extents import Chunk
-from agentfs.model.ids import Ino, ReplicaId, SessionId
+from agentfs.model.ids import Ino, ReplicaId, SessionId, TxnNumber
+from agentfs.model.lease import Run
 
 
 class Change(msgspec.Struct, frozen=True, array_like=True):
@@ -35,14 +36,22 @@ class Found(Change, frozen=True, array_like=True, tag="found"):
     time_ns: int
 
 
+LEASE_TTL_MS = 10_000
+"""How long a session may be silent before it is dead, unless it says otherwise."""
+
+
 class OpenSession(Change, frozen=True, array_like=True, tag="open"):
-    """Registers a session; `apply` gives it the next number. `token` is random, and tells sessions apart before that."""
+    """Registers a session; `apply` gives it the next number. `token` is random, and tells sessions apart before that.
+
+    `ttl_ms`: when its heartbeat has not changed for so long, others may fence it.
+    """
 
     token: bytes
     host: str
     pid: int
     label: str
     time_ns: int
+    ttl_ms: int = LEASE_TTL_MS
 
 
 class CloseSession(Change, frozen=True, array_like=True, tag="close"):
@@ -50,9 +59,72 @@ class CloseSession(Change, frozen=True, array_like=True, tag="close"):
 
 
 class Fence(Change, frozen=True, array_like=True, tag="fence"):
-    """Declares another session dead: from here on its transactions abort, and its orphans go."""
+    """Declares another session dead: from here on its transactions abort, and its orphans and leases go.
+
+    With `seen`, the last of its transactions that the judge knew of, it aborts if there is a later one: that is a sign of life
+    (Busy). Without, it holds in any case. Fencing a session that ended already changes nothing.
+    """
 
     session: SessionId
+    time_ns: int = 0
+    seen: TxnNumber | None = None
+
+
+class Renew(Change, frozen=True, array_like=True, tag="renew"):
+    """Does nothing but show that its sender is alive and not fenced: a verdict by its silence up to here is void."""
+
+
+class Acquire(Change, frozen=True, array_like=True, tag="acquire"):
+    """Asks for the lease on `run` of a file: granted at once, or queued until what is in its way is gone.
+
+    Where no other session holds or asks for anything of the file in this space, the whole file is granted exclusively, so that
+    further locks need no journal. What the session holds already is never weakened. `number` is the sender's name for the
+    request. The inode need not exist any more: a removed file that is open can be locked.
+    """
+
+    ino: Ino
+    space: int
+    number: int
+    run: Run
+    wait: bool
+    time_ns: int
+
+
+class Withdraw(Change, frozen=True, array_like=True, tag="withdraw"):
+    """Takes the sender's request `number` out of the queue. Nothing happens when it was granted or denied before."""
+
+    ino: Ino
+    space: int
+    number: int
+    time_ns: int
+
+
+class Release(Change, frozen=True, array_like=True, tag="release"):
+    """Gives up what the sender holds of a file in this space, down to `keep`; whoever is next in the queue gets it.
+
+    `keep` never strengthens: bytes in it that are not held, or held in a weaker mode, stay as they are held.
+    """
+
+    ino: Ino
+    space: int
+    keep: list[Run]
+    time_ns: int
+
+
+class Deny(Change, frozen=True, array_like=True, tag="deny"):
+    """Answers a request that does not want to wait: a process of the sender holds `held`. It leaves the queue.
+
+    `pid` is that process on the sender's host. Nothing happens when the request is gone, or when the sender holds nothing that
+    is in its way.
+    """
+
+    ino: Ino
+    space: int
+    session: SessionId
+    number: int
+    held: Run
+    pid: int
+    time_ns: int
 
 
 class Make(Change, frozen=True, array_like=True, tag="make"):
@@ -224,6 +296,11 @@ AnyChange = (
     | OpenSession
     | CloseSession
     | Fence
+    | Renew
+    | Acquire
+    | Withdraw
+    | Release
+    | Deny
     | Make
     | Link
     | Unlink

@@ -94,3 +94,19 @@ class Fenced(AgentfsError):
 
 class Busy(AgentfsError):
     """Something else holds it: a mountpoint in use, a cache directory locked (EBUSY)."""
+
+
+class NoLocks(AgentfsError):
+    """No lock can be had: too many there are, or the journal did not answer in time (ENOLCK)."""
+
+
+class LeaseHeld(AgentfsError):
+    """Another process holds a lock that is in the way, and this one does not want to wait (EAGAIN)."""
+
+
+class Deadlock(AgentfsError):
+    """Waiting for the lock would be for a process that waits for this one (EDEADLK)."""
+
+
+class Interrupted(AgentfsError):
+    """A signal ended the wait (EINTR)."""

@@ -4,6 +4,7 @@ from typing import Final
 
 import msgspec
 
+from agentfs.model.changes import LEASE_TTL_MS
 from agentfs.model.ids import SessionId, TxnNumber
 
 OPEN: Final = 0
@@ -22,6 +23,7 @@ class Session(msgspec.Struct, frozen=True):
     opened_ns: int
     seen: TxnNumber
     standing: int
+    ttl_ms: int = LEASE_TTL_MS
 
     @property
     def writer(self) -> str:

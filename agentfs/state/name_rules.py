@@ -15,7 +15,9 @@ def _make(step: Step, change: Make) -> None:
     parent = step.directory(change.parent)
     if tables.dentry(change.parent, change.name) is not None:
         raise Exists("the name is taken")
-    assert tables.inode(change.ino) is None, f"inode number {change.ino} is given twice"
+    if tables.inode(change.ino) is not None:
+        # Only a session and its copy (a snapshot of a machine that was started twice) give a number twice.
+        raise Exists(f"inode number {change.ino} is given already")
     is_dir = stat.S_ISDIR(change.mode)
     links, up = (2, change.parent) if is_dir else (1, Ino(0))
     now = change.time_ns
@@ -98,6 +100,7 @@ def erase(step: Step, ino: Ino) -> None:
     """An inode goes, with its content, attributes and versions."""
     tables = step.tables
     inode = step.inode(ino)
+    tables.before_erase(ino)
     if inode.allocated:
         cut(step, ino, 0, EVERYTHING)
     if inode.xattrs:

@@ -1,11 +1,11 @@
 """Questions to State that more than one of its readers asks, or that look at a whole table."""
 
-from agentfs.model.ids import Ino, ReplicaId
-from agentfs.state.tables import Tables
+from agentfs.model.ids import Ino, ReplicaId, SessionId
+from agentfs.state.tables import LeaseKey, Tables
 
 
 def a_name_of(tables: Tables, ino: Ino) -> tuple[Ino, bytes] | None:
-    """One of an inode's names, as (directory, name), or None. Slow: names are found by directory, not by inode."""
+    """One of an inode's names, as (directory, name), or None."""
     row = tables.db.execute("SELECT parent, name FROM dentries WHERE ino = ? LIMIT 1", (ino,)).fetchone()
     return (Ino(row[0]), bytes(row[1])) if row else None
 
@@ -29,3 +29,12 @@ def segment_count(tables: Tables) -> int:
 def placements(tables: Tables) -> dict[ReplicaId, int]:
     """How many segments each replica is known to hold."""
     return dict(tables.db.execute("SELECT replica, count(*) FROM placed GROUP BY replica"))
+
+
+def leased(tables: Tables, session: SessionId) -> list[LeaseKey]:
+    """Where a session holds a lease or asks for one, in order. Slow: it looks at every lease there is."""
+    return sorted(
+        key
+        for key, leases in tables.leases.items()
+        if any(grant.session == session for grant in leases.grants) or any(each.session == session for each in leases.queue)
+    )

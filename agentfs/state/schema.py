@@ -1,6 +1,6 @@
 """State's SQLite schema, column by column (docs/format.md explains it in prose)."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Grows with every change of the tables or of what `apply` writes; a State file of another version is rebuilt."""
 
 TABLES = """
@@ -40,6 +40,7 @@ CREATE TABLE dentries (
     PRIMARY KEY (parent, name)
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX listing ON dentries (parent, cookie);
+CREATE INDEX names ON dentries (ino);
 
 -- Runs of file bytes. Inline when segment is 0 (data holds them); else a part of a chunk: see model.extents.
 CREATE TABLE extents (
@@ -83,8 +84,12 @@ CREATE TABLE sessions (
     label TEXT NOT NULL,
     opened_ns INTEGER NOT NULL,
     seen INTEGER NOT NULL,
-    standing INTEGER NOT NULL
+    standing INTEGER NOT NULL,
+    ttl_ms INTEGER NOT NULL      -- how long its heartbeat may stand still before others may fence it
 );
+
+-- Leases on locks: for each inode and space (0 flock, 1 fcntl) with any, a model.lease.Leases as MessagePack.
+CREATE TABLE leases (ino INTEGER NOT NULL, space INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (ino, space)) WITHOUT ROWID;
 
 -- Inodes without a name that a session still has open.
 CREATE TABLE orphans (ino INTEGER PRIMARY KEY, session INTEGER NOT NULL);
@@ -104,6 +109,7 @@ CONTENT = {
     "xattrs": "ino, name",
     "versions": "ino, version",
     "sessions": "session",
+    "leases": "ino, space",
     "orphans": "ino",
     "segments": "segment",
     "placed": "segment, replica",

@@ -5,10 +5,11 @@ import stat
 from msgspec.structs import replace
 
 from agentfs.model.changes import CloseSession, Fence, Found, OpenSession
-from agentfs.model.errors import Exists, NotFound
+from agentfs.model.errors import Busy, Exists, Invalid, NotFound
 from agentfs.model.ids import NO_SESSION, ROOT_INO, SessionId, TxnNumber
 from agentfs.model.inode import Inode
 from agentfs.model.session import CLOSED, FENCED, OPEN, Session
+from agentfs.state.lease_rules import end_leases
 from agentfs.state.name_rules import erase
 from agentfs.state.step import Rules, Step
 
@@ -44,26 +45,33 @@ def _open_session(step: Step, change: OpenSession) -> None:
     # The token makes sending the same registration again harmless.
     if any(session.token == change.token for session in step.tables.sessions.values()):
         return
+    if change.ttl_ms < 1:
+        raise Invalid("a session must be allowed to be silent for a while")
     number = SessionId(step.tables.count("session", 1))
     opened = (change.token, change.host, change.pid, change.label, change.time_ns)
-    step.tables.put_session(Session(number, *opened, TxnNumber(0), OPEN))
+    step.tables.put_session(Session(number, *opened, TxnNumber(0), OPEN, change.ttl_ms))
 
 
 def _close_session(step: Step, change: CloseSession) -> None:
-    _end_session(step, step.session, CLOSED)
+    # The change carries no time: whoever is granted a lease by this is said to hold it since it asked.
+    _end_session(step, step.session, CLOSED, time_ns=0)
 
 
 def _fence(step: Step, change: Fence) -> None:
-    if change.session not in step.tables.sessions:
+    session = step.tables.sessions.get(change.session)
+    if session is None:
         raise NotFound(f"no session {change.session}")
-    _end_session(step, change.session, FENCED)
+    if session.standing == OPEN and change.seen is not None and session.seen > change.seen:
+        raise Busy(f"session {change.session} has shown that it lives")
+    _end_session(step, change.session, FENCED, time_ns=change.time_ns)
 
 
-def _end_session(step: Step, number: SessionId, standing: int) -> None:
+def _end_session(step: Step, number: SessionId, standing: int, *, time_ns: int) -> None:
     session = step.tables.sessions[number]
     if session.standing != OPEN:
         return
     step.tables.put_session(replace(session, standing=standing))
+    end_leases(step, number, time_ns)
     for ino in sorted(ino for ino, owner in step.tables.orphans.items() if owner == number):
         erase(step, ino)
 

@@ -1,98 +1,61 @@
 """State's rows: verbs that change one row and remember how to take it back, over an SQLite file.
 
 The file holds exactly a committed position: changes gather in one open SQLite transaction, and `save` commits it only when
-nothing is speculative. Inodes and sessions, which change often and are read by key alone, are written behind.
+nothing is speculative. Inodes, sessions and leases, which change often and are read by key alone, are written behind.
 """
 
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NewType
 
 import msgspec
 from cachetools import LRUCache
 
 from agentfs.model.changes import Found
 from agentfs.model.errors import Invalid
-from agentfs.model.extents import Chunk, Extent
-from agentfs.model.ids import Ino, Position, ReplicaId, SegmentId, SessionId
-from agentfs.model.inode import Dentry, FileVersion, Inode
-from agentfs.model.session import Session
+from agentfs.model.ids import Ino, SessionId
+from agentfs.model.inode import Dentry, Inode
+from agentfs.model.lease import Leases
+from agentfs.model.session import OPEN, Session
+from agentfs.state.content_rows import ContentRows
+from agentfs.state.rows import Mark as Mark
+from agentfs.state.rows import Undo as Undo
 from agentfs.state.schema import SCHEMA_VERSION, TABLES
+from agentfs.state.touched import Touched, touched
 
-Undo = list[tuple[Callable[..., object], tuple[Any, ...]]]
-"""Calls that take row changes back, to be made in reverse."""
-
-Mark = NewType("Mark", int)
+LeaseKey = tuple[Ino, int]
+"""A file and a space of locks."""
 
 SAVE_ROOM = 8 << 20
 """Bytes free on disk below which nothing is saved: more than one save ever writes."""
 
 _INODES_CACHED = 32768
 _NAMES_CACHED = 32768
-_COUNTERS = ("position", "cookie", "session", "segment", "inodes", "bytes")
-_EXTENT_COLUMNS = 'ino, "offset", length, segment, start, stored, raw, digest, skip, data'
-_NO_CHUNK = Chunk(0, 0, 0, b"")
 
 
-class Tables:
+class Tables(ContentRows):
     """The row verbs. One thread owns it; nothing here waits."""
 
     def __init__(self, db: sqlite3.Connection, directory: Path | None) -> None:
-        self.db = db
+        super().__init__(db)
         self._directory = directory
-        self._undo: Undo = []
         self._inodes: LRUCache[Ino, Inode] = LRUCache(_INODES_CACHED)
         self._inodes_behind: dict[Ino, Inode | None] = {}
         self._names: LRUCache[tuple[Ino, bytes], Dentry | None] = LRUCache(_NAMES_CACHED)
         self._sessions_behind: set[SessionId] = set()
-        self.counters: dict[str, int] = dict.fromkeys(_COUNTERS, 0)
-        self.counters.update(db.execute("SELECT name, value FROM counters"))
         self.sessions: dict[SessionId, Session] = {row[0]: Session(*row) for row in db.execute("SELECT * FROM sessions")}
+        self._open_sessions = {number for number, session in self.sessions.items() if session.standing == OPEN}
         self.orphans: dict[Ino, SessionId] = dict(db.execute("SELECT ino, session FROM orphans"))
+        self.leases: dict[LeaseKey, Leases] = {(row[0], row[1]): _leases(row[2]) for row in db.execute("SELECT * FROM leases")}
+        self._leases_behind: set[LeaseKey] = set()
+        # What the lock manager has not looked at since it changed, or was taken back: it drains this.
+        self.touched_leases: set[LeaseKey] = set()
+        # Called by the rules before an inode's rows go, also while that is speculative: for who must keep its bytes readable.
+        self.before_erase: Callable[[Ino], None] = lambda ino: None
         row = db.execute("SELECT found FROM workspace").fetchone()
         self.found: Found | None = msgspec.msgpack.decode(row[0], type=Found) if row else None
         db.execute("BEGIN")
-
-    # ---- taking back
-
-    def mark(self) -> Mark:
-        """A place to `revert` to."""
-        return Mark(len(self._undo))
-
-    def revert(self, mark: Mark) -> None:
-        """Take back every row change made since `mark`."""
-        self.take_back(self.cut(mark))
-
-    def cut(self, mark: Mark) -> Undo:
-        """Hand out how to take back what was done since `mark`; from now on that is the caller's business."""
-        undo = self._undo[mark:]
-        del self._undo[mark:]
-        return undo
-
-    def take_back(self, undo: Undo) -> None:
-        """Make the calls of `undo`, last change first. They are not recorded again."""
-        for call, arguments in reversed(undo):
-            call(*arguments)
-
-    def settle(self) -> None:
-        """Forget how to take back: what was done is committed."""
-        self._undo.clear()
-
-    # ---- counters
-
-    @property
-    def position(self) -> Position:
-        """The last entry whose effects are all here."""
-        return Position(self.counters["position"])
-
-    def count(self, name: str, by: int) -> int:
-        """Add to a counter and return its new value."""
-        old = self.counters[name]
-        self._undo.append((self.counters.__setitem__, (name, old)))
-        self.counters[name] = old + by
-        return old + by
 
     # ---- inodes
 
@@ -172,38 +135,6 @@ class Tables:
         """Whether a directory has no entries."""
         return self.db.execute("SELECT 1 FROM dentries WHERE parent = ? LIMIT 1", (parent,)).fetchone() is None
 
-    # ---- extents
-
-    def extents(self, ino: Ino, start: int, end: int) -> list[Extent]:
-        """The extents that touch `[start, end)` of a file, in file order."""
-        query = (
-            f'SELECT {_EXTENT_COLUMNS} FROM extents WHERE ino = ?1 AND "offset" < ?3 AND "offset" >= '
-            'coalesce((SELECT max("offset") FROM extents WHERE ino = ?1 AND "offset" <= ?2), 0) ORDER BY "offset"'
-        )
-        found = [_extent(row) for row in self.db.execute(query, (ino, start, end))]
-        if found and found[0].end <= start:
-            del found[0]
-        return found
-
-    def put_extent(self, extent: Extent) -> None:
-        """Add an extent where the file has none."""
-        self._undo.append((self._erase_extent, (extent.ino, extent.offset)))
-        self._insert_extent(extent)
-
-    def remove_extent(self, extent: Extent) -> None:
-        """Remove an extent that is there."""
-        self._undo.append((self._insert_extent, (extent,)))
-        self._erase_extent(extent.ino, extent.offset)
-
-    def _insert_extent(self, extent: Extent) -> None:
-        chunk = extent.chunk or _NO_CHUNK
-        row = (extent.ino, extent.offset, extent.length, extent.segment)
-        row_chunk = (chunk.start, chunk.stored, chunk.raw, chunk.digest, extent.skip, extent.data)
-        self.db.execute(f"INSERT INTO extents ({_EXTENT_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)", row + row_chunk)
-
-    def _erase_extent(self, ino: Ino, offset: int) -> None:
-        self.db.execute('DELETE FROM extents WHERE ino = ? AND "offset" = ?', (ino, offset))
-
     # ---- extended attributes
 
     def xattr(self, ino: Ino, name: bytes) -> bytes | None:
@@ -226,29 +157,6 @@ class Tables:
         else:
             self.db.execute("INSERT OR REPLACE INTO xattrs VALUES (?, ?, ?)", (ino, name, value))
 
-    # ---- versions
-
-    def versions(self, ino: Ino) -> list[FileVersion]:
-        """A file's committed content changes, oldest first."""
-        return [FileVersion(*row) for row in self.db.execute("SELECT * FROM versions WHERE ino = ? ORDER BY version", (ino,))]
-
-    def put_version(self, version: FileVersion) -> None:
-        """Record a committed content change."""
-        self._undo.append((self._erase_version, (version.ino, version.version)))
-        self._insert_version(version)
-
-    def remove_versions(self, ino: Ino) -> None:
-        """Forget a file's versions."""
-        for version in self.versions(ino):
-            self._undo.append((self._insert_version, (version,)))
-        self.db.execute("DELETE FROM versions WHERE ino = ?", (ino,))
-
-    def _insert_version(self, version: FileVersion) -> None:
-        self.db.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?)", msgspec.structs.astuple(version))
-
-    def _erase_version(self, ino: Ino, version: int) -> None:
-        self.db.execute("DELETE FROM versions WHERE ino = ? AND version = ?", (ino, version))
-
     # ---- sessions and orphans
 
     def put_session(self, session: Session) -> None:
@@ -256,12 +164,19 @@ class Tables:
         self._undo.append((self._set_session, (session.session, self.sessions.get(session.session))))
         self._set_session(session.session, session)
 
+    def has_company(self, session: SessionId) -> bool:
+        """Whether any other session is open. A hot path."""
+        return bool(self._open_sessions - {session})
+
     def _set_session(self, number: SessionId, session: Session | None) -> None:
         self._sessions_behind.add(number)
+        self._open_sessions.discard(number)
         if session is None:
             del self.sessions[number]
         else:
             self.sessions[number] = session
+            if session.standing == OPEN:
+                self._open_sessions.add(number)
 
     def put_orphan(self, ino: Ino, session: SessionId | None) -> None:
         """Record whose orphan an inode is, or that it is nobody's any more (None)."""
@@ -276,29 +191,28 @@ class Tables:
             self.orphans[ino] = session
             self.db.execute("INSERT OR REPLACE INTO orphans VALUES (?, ?)", (ino, session))
 
-    # ---- segments
+    # ---- leases
 
-    def segment_id(self, name: bytes) -> SegmentId | None:
-        """The number of a segment that is known by its name, or None."""
-        row = self.db.execute("SELECT segment FROM segments WHERE name = ?", (name,)).fetchone()
-        return row[0] if row else None
+    def put_leases(self, ino: Ino, space: int, leases: Leases | None) -> None:
+        """Replace everything about the leases on one file in one space; None where nothing is left."""
+        assert leases is None or leases.grants or leases.queue, "nothing is None"
+        key = (ino, space)
+        self._undo.append((self._set_leases, (key, self.leases.get(key))))
+        self._set_leases(key, leases)
 
-    def segment_name(self, segment: SegmentId) -> bytes:
-        """The name of a segment that an extent points to."""
-        return bytes(self.db.execute("SELECT name FROM segments WHERE segment = ?", (segment,)).fetchone()[0])
+    def _set_leases(self, key: LeaseKey, leases: Leases | None) -> None:
+        self.touched_leases.add(key)
+        self._leases_behind.add(key)
+        if leases is None:
+            self.leases.pop(key, None)
+        else:
+            self.leases[key] = leases
 
-    def put_segment(self, name: bytes, size: int) -> SegmentId:
-        """Make a segment known."""
-        segment = SegmentId(self.count("segment", 1))
-        self._undo.append((self.db.execute, ("DELETE FROM segments WHERE segment = ?", (segment,))))
-        self.db.execute("INSERT INTO segments VALUES (?, ?, ?)", (segment, name, size))
-        return segment
+    # ---- what changed
 
-    def place(self, segment: SegmentId, replica: ReplicaId) -> None:
-        """Record that a replica holds a segment."""
-        inserted = self.db.execute("INSERT OR IGNORE INTO placed VALUES (?, ?)", (segment, replica)).rowcount
-        if inserted:
-            self._undo.append((self.db.execute, ("DELETE FROM placed WHERE segment = ? AND replica = ?", (segment, replica))))
+    def touched_since(self, mark: Mark) -> Touched:
+        """What the row changes since `mark`, which can still be taken back, did to what the kernel may have cached."""
+        return touched(self._undo[mark:])
 
     # ---- the workspace, and the file
 
@@ -323,15 +237,28 @@ class Tables:
         for inode in kept:
             self._inodes[inode.ino] = inode
         self._inodes_behind.clear()
+        self._flush_sessions()
+        self._flush_leases()
+        self.db.executemany("INSERT OR REPLACE INTO counters VALUES (?, ?)", self.counters.items())
+
+    def _flush_sessions(self) -> None:
         for number in self._sessions_behind:
             session = self.sessions.get(number)
             if session is None:
                 self.db.execute("DELETE FROM sessions WHERE session = ?", (number,))
             else:
                 row = msgspec.structs.astuple(session)
-                self.db.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+                self.db.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         self._sessions_behind.clear()
-        self.db.executemany("INSERT OR REPLACE INTO counters VALUES (?, ?)", self.counters.items())
+
+    def _flush_leases(self) -> None:
+        for key in self._leases_behind:
+            leases = self.leases.get(key)
+            if leases is None:
+                self.db.execute("DELETE FROM leases WHERE ino = ? AND space = ?", key)
+            else:
+                self.db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (*key, msgspec.msgpack.encode(leases)))
+        self._leases_behind.clear()
 
     @property
     def behind(self) -> int:
@@ -363,10 +290,8 @@ def has_room(directory: Path, wanted: int) -> bool:
     return disk.f_bavail * disk.f_frsize >= min(wanted, disk.f_blocks * disk.f_frsize // 16)
 
 
-def _extent(row: tuple[Any, ...]) -> Extent:
-    ino, offset, length, segment, start, stored, raw, digest, skip, data = row
-    chunk = Chunk(start, stored, raw, digest) if segment else None
-    return Extent(ino, offset, length, data, segment, chunk, skip)
+def _leases(body: bytes) -> Leases:
+    return msgspec.msgpack.decode(body, type=Leases)
 
 
 def open_tables(path: Path | None) -> Tables:

@@ -7,6 +7,7 @@ from agentfs.model.ids import ROOT_INO, Ino
 from agentfs.model.session import OPEN
 from agentfs.state.tables import Tables
 from agentfs.workspace.findings import FINDINGS_MAX, Finding
+from agentfs.workspace.fsck_leases import check_leases
 from agentfs.workspace.paths import path_of, printable
 
 
@@ -156,7 +157,8 @@ def check_rules(tables: Tables) -> list[Finding]:
     """Every rule that the State breaks. Reads all of it, and adds an index: for a State of one's own, in memory."""
     tables.flush()
     tables.db.execute("CREATE INDEX IF NOT EXISTS names_by_inode ON dentries (ino)")
-    return [finding for rule in (*_NAMES, *_CONTENT, *_TOTALS) for finding in _broken(tables, rule)]
+    broken = [finding for rule in (*_NAMES, *_CONTENT, *_TOTALS) for finding in _broken(tables, rule)]
+    return broken + check_leases(tables)
 
 
 def _broken(tables: Tables, rule: _Rule) -> list[Finding]:

@@ -58,8 +58,10 @@ def test_usage_errors_are_one_line_with_code_two(capfd: pytest.CaptureFixture[st
     assert main(["frob"]) == 2
     assert main(["mount", "demo"]) == 2
     assert main(["create"]) == 2
+    assert main(["locks", "break"]) == 2
+    assert main(["locks", "a", "b"]) == 2
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 5
     assert all(line.startswith("agentfs: ") and "--help" in line for line in lines)
 
 
@@ -70,7 +72,14 @@ def test_an_unknown_workspace_is_one_line_that_says_how_to_mend_it(tmp_path: Pat
     assert "agentfs create nope" in shown
 
 
-@pytest.mark.parametrize("command", ["", "create", "mount", "umount", "unmount", "status", "log", "fsck", "doctor"])
+def test_a_lease_ttl_out_of_bounds_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["mount", "--lease-ttl", "0.5", "demo", str(tmp_path)]) == 2
+    assert capfd.readouterr().err == "agentfs: a lease TTL of 0.5 s: it can be 1 to 3600 s\n"
+
+
+@pytest.mark.parametrize(
+    "command", ["", "create", "mount", "umount", "unmount", "status", "locks", "locks break", "log", "fsck", "doctor"]
+)
 def test_every_command_has_help(command: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main([*filter(None, [command]), "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     assert "Usage: agentfs" in capfd.readouterr().out

@@ -11,11 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentfs.model.changes import (
+    LEASE_TTL_MS,
+    Acquire,
     AddSegment,
     AnyChange,
     Change,
     ChunkRun,
     CloseSession,
+    Deny,
     Drop,
     Fence,
     Found,
@@ -24,14 +27,17 @@ from agentfs.model.changes import (
     Make,
     OpenSession,
     Placed,
+    Release,
     RemoveXattr,
     Rename,
+    Renew,
     ReplicaSpec,
     Rmdir,
     SetAttr,
     SetXattr,
     Truncate,
     Unlink,
+    Withdraw,
     Write,
 )
 from agentfs.model.codec import FORMAT, decode_entry, encode_entry
@@ -39,6 +45,7 @@ from agentfs.model.entry import Entry, Transaction
 from agentfs.model.errors import Corrupt, Invalid
 from agentfs.model.extents import INLINE_MAX, Chunk
 from agentfs.model.ids import Ino, ReplicaId, SessionId, TxnNumber
+from agentfs.model.lease import EXCLUSIVE, FLOCK, POSIX, SHARED, WHOLE, Run
 
 INO = Ino((7 << 32) | 5)
 PARENT = Ino(1)
@@ -61,7 +68,14 @@ CHANGES: list[AnyChange] = [
     ),
     OpenSession(b"token", "host", 4711, "label é", TIME),
     CloseSession(),
+    OpenSession(b"token", "host", 4711, "label é", TIME, 500),
     Fence(SessionId(3)),
+    Fence(SessionId(3), TIME, TxnNumber(9)),
+    Renew(),
+    Acquire(INO, FLOCK, 1, WHOLE, True, TIME),
+    Withdraw(INO, FLOCK, 1, TIME),
+    Release(INO, POSIX, [Run(0, 0, SHARED), Run(7, 9, EXCLUSIVE)], TIME),
+    Deny(INO, POSIX, SessionId(3), 2, WHOLE, 4711, TIME),
     Make(PARENT, NAME, INO, 0o120777, 1000, 1000, 0, b"../target", TIME),
     Link(PARENT, NAME, INO, TIME),
     Unlink(PARENT, NAME, INO, True, TIME),
@@ -131,6 +145,14 @@ def test_an_entry_of_everything_comes_back() -> None:
 def test_inline_bytes_come_back(runs: list[tuple[int, bytes]]) -> None:
     entry = entry_of(Write(INO, [InlineRun(offset, data) for offset, data in runs], False, TIME))
     assert decode_entry(encode_entry(entry)) == entry
+
+
+def test_entries_from_before_leases_had_a_ttl_say_the_default() -> None:
+    """Byte for byte as they were written then: `open` of five fields, `fence` of one."""
+    opening: list[object] = ["open", b"token", "host", 4711, "", TIME]
+    body = msgspec.msgpack.encode([0, TIME, [[1, [opening, ["fence", 3]]]]])
+    changes = decode_entry(sealed(RAW, body)).transactions[0].changes
+    assert changes == [OpenSession(b"token", "host", 4711, "", TIME, LEASE_TTL_MS), Fence(SessionId(3), 0, None)]
 
 
 def test_bytes_that_do_not_compress_are_kept_as_they_are() -> None:

@@ -172,9 +172,9 @@ async def test_an_entry_that_does_not_decode(world: World) -> None:
 
 
 async def test_an_entry_that_cannot_be_applied(world: World) -> None:
-    await world.send(make(FILE, stat.S_IFREG, ROOT_INO))
+    await world.send(AddSegment(b"s" * 32, 1 << 63, []))
     fault, note = await world.check()
-    only([fault], "journal", f"entry {world.log.tail}:", "given twice")
+    only([fault], "journal", f"entry {world.log.tail}:", "too large")
     assert note.severity == "note"
 
 

@@ -8,14 +8,17 @@ from random import Random
 
 import pytest
 
+from agentfs.journal.memory import MemoryJournal, MemoryLog
 from agentfs.model.changes import Truncate
+from agentfs.model.codec import encode_entry
 from agentfs.model.errors import Invalid
 from agentfs.model.extents import Extent
 from agentfs.model.ids import ROOT_INO, Ino, Position, SegmentId, SessionId, first_ino
 from agentfs.model.session import OPEN, Session
 from agentfs.state.checksum import checksum
-from agentfs.state.schema import CONTENT
+from agentfs.state.schema import CONTENT, SCHEMA_VERSION
 from agentfs.state.tables import Tables, open_tables
+from agentfs.workspace.replay import open_state
 from tests.simulation.entries import founding, make, opening, put, send, text
 
 A = SessionId(1)
@@ -220,6 +223,25 @@ def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(Invalid, match="version 99"):
         open_tables(path)
+
+
+async def test_a_file_of_another_version_is_rebuilt_from_the_journal(tmp_path: Path) -> None:
+    path, log = tmp_path / "state.sqlite", MemoryLog()
+    journal = MemoryJournal(log)
+    for entry in (founding(), opening(b"A")):
+        await journal.append(encode_entry(entry))
+    rebuilt = await open_state(path, journal)
+    expected = checksum(rebuilt)
+    rebuilt.close()
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 1")
+    db.execute("ALTER TABLE sessions DROP COLUMN ttl_ms")
+    db.execute("DROP TABLE leases")
+    db.close()
+    again = await open_state(path, journal)
+    assert again.db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    assert (again.position, checksum(again)) == (Position(2), expected)
+    again.close()
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""State's rows about files' content: extents, versions, and the segments that hold it."""
+
+from typing import Any
+
+import msgspec
+
+from agentfs.model.extents import Chunk, Extent
+from agentfs.model.ids import Ino, ReplicaId, SegmentId
+from agentfs.model.inode import FileVersion
+from agentfs.state.rows import Rows
+
+_EXTENT_COLUMNS = 'ino, "offset", length, segment, start, stored, raw, digest, skip, data'
+_NO_CHUNK = Chunk(0, 0, 0, b"")
+
+
+class ContentRows(Rows):
+    """The row verbs for what files hold and where it is."""
+
+    # ---- extents
+
+    def extents(self, ino: Ino, start: int, end: int) -> list[Extent]:
+        """The extents that touch `[start, end)` of a file, in file order."""
+        query = (
+            f'SELECT {_EXTENT_COLUMNS} FROM extents WHERE ino = ?1 AND "offset" < ?3 AND "offset" >= '
+            'coalesce((SELECT max("offset") FROM extents WHERE ino = ?1 AND "offset" <= ?2), 0) ORDER BY "offset"'
+        )
+        found = [_extent(row) for row in self.db.execute(query, (ino, start, end))]
+        if found and found[0].end <= start:
+            del found[0]
+        return found
+
+    def put_extent(self, extent: Extent) -> None:
+        """Add an extent where the file has none."""
+        self._undo.append((self._erase_extent, (extent.ino, extent.offset)))
+        self._insert_extent(extent)
+
+    def remove_extent(self, extent: Extent) -> None:
+        """Remove an extent that is there."""
+        self._undo.append((self._insert_extent, (extent,)))
+        self._erase_extent(extent.ino, extent.offset)
+
+    def _insert_extent(self, extent: Extent) -> None:
+        chunk = extent.chunk or _NO_CHUNK
+        row = (extent.ino, extent.offset, extent.length, extent.segment)
+        row_chunk = (chunk.start, chunk.stored, chunk.raw, chunk.digest, extent.skip, extent.data)
+        self.db.execute(f"INSERT INTO extents ({_EXTENT_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)", row + row_chunk)
+
+    def _erase_extent(self, ino: Ino, offset: int) -> None:
+        self.db.execute('DELETE FROM extents WHERE ino = ? AND "offset" = ?', (ino, offset))
+
+    # ---- versions
+
+    def versions(self, ino: Ino) -> list[FileVersion]:
+        """A file's committed content changes, oldest first."""
+        return [FileVersion(*row) for row in self.db.execute("SELECT * FROM versions WHERE ino = ? ORDER BY version", (ino,))]
+
+    def put_version(self, version: FileVersion) -> None:
+        """Record a committed content change."""
+        self._undo.append((self._erase_version, (version.ino, version.version)))
+        self._insert_version(version)
+
+    def remove_versions(self, ino: Ino) -> None:
+        """Forget a file's versions."""
+        for version in self.versions(ino):
+            self._undo.append((self._insert_version, (version,)))
+        self.db.execute("DELETE FROM versions WHERE ino = ?", (ino,))
+
+    def _insert_version(self, version: FileVersion) -> None:
+        self.db.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?)", msgspec.structs.astuple(version))
+
+    def _erase_version(self, ino: Ino, version: int) -> None:
+        self.db.execute("DELETE FROM versions WHERE ino = ? AND version = ?", (ino, version))
+
+    # ---- segments
+
+    def segment_id(self, name: bytes) -> SegmentId | None:
+        """The number of a segment that is known by its name, or None."""
+        row = self.db.execute("SELECT segment FROM segments WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else None
+
+    def segment_name(self, segment: SegmentId) -> bytes:
+        """The name of a segment that an extent points to."""
+        return bytes(self.db.execute("SELECT name FROM segments WHERE segment = ?", (segment,)).fetchone()[0])
+
+    def put_segment(self, name: bytes, size: int) -> SegmentId:
+        """Make a segment known."""
+        segment = SegmentId(self.count("segment", 1))
+        self._undo.append((self.db.execute, ("DELETE FROM segments WHERE segment = ?", (segment,))))
+        self.db.execute("INSERT INTO segments VALUES (?, ?, ?)", (segment, name, size))
+        return segment
+
+    def place(self, segment: SegmentId, replica: ReplicaId) -> None:
+        """Record that a replica holds a segment."""
+        inserted = self.db.execute("INSERT OR IGNORE INTO placed VALUES (?, ?)", (segment, replica)).rowcount
+        if inserted:
+            self._undo.append((self.db.execute, ("DELETE FROM placed WHERE segment = ? AND replica = ?", (segment, replica))))
+
+
+def _extent(row: tuple[Any, ...]) -> Extent:
+    ino, offset, length, segment, start, stored, raw, digest, skip, data = row
+    chunk = Chunk(start, stored, raw, digest) if segment else None
+    return Extent(ino, offset, length, data, segment, chunk, skip)
