@@ -32,11 +32,17 @@ class Journal(Protocol):
         ...
 
     async def tail(self) -> Position:
-        """The last entry's position, 0 if there is none: at least as new as every append that returned before this call."""
+        """The last entry's position, 0 if there is none: at least as new as every append that returned before this call.
+
+        Every `open` of a file asks: it should cost less than a request, and may return without letting other tasks run.
+        """
         ...
 
     async def wait(self, after: Position) -> None:
-        """Return once there is an entry behind `after`; at once if there is. Cancellable."""
+        """Return once there is an entry behind `after`, whoever appended it; at once if there is. Cancellable.
+
+        It never returns early, and no entry is missed. While nobody else waits, appending should cost next to nothing more.
+        """
         ...
 
     async def beat(self, session: int) -> None:

@@ -1,11 +1,13 @@
 """Every journal engine keeps `agentfs.journal.contract`, and SQLite's also holds across processes and faults."""
 
+import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Set
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
@@ -13,11 +15,13 @@ from typing import ParamSpec
 import pytest
 import trio
 import trio.testing
+from watchdog.observers.inotify_c import InotifyConstants, inotify_add_watch, inotify_init
 
 from agentfs.journal.contract import Journal, Record
 from agentfs.journal.memory import MemoryJournal, MemoryLog
-from agentfs.journal.sqlite import FORMAT, create_sqlite_journal, open_sqlite_journal
-from agentfs.model.errors import AgentfsError, Corrupt, Exists, Invalid, NoSpace, NotFound, Stale, Unavailable
+from agentfs.journal.sqlite import create_sqlite_journal, open_sqlite_journal
+from agentfs.journal.sqlite_tables import FORMAT
+from agentfs.model.errors import AgentfsError, Corrupt, Denied, Exists, Invalid, NoSpace, NotFound, Stale, Unavailable
 from agentfs.model.ids import Position
 from agentfs.runtime import SystemRuntime
 from tests.mount.small_disk import fill, small_disk
@@ -251,6 +255,71 @@ async def test_wait_can_be_cancelled(journal: Journal, other: Journal) -> None:
     await other.wait(FIRST)
 
 
+@bounded
+async def test_the_others_are_woken_when_one_that_waits_is_cancelled(journal: Journal, other: Journal) -> None:
+    async with trio.open_nursery() as nursery:
+        scopes = [trio.CancelScope() for _ in range(4)]
+
+        async def wait_in(scope: trio.CancelScope) -> None:
+            with scope:
+                await journal.wait(FIRST)
+
+        for scope in scopes:
+            nursery.start_soon(wait_in, scope)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        nursery.start_soon(journal.wait, FIRST)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        # Two one by one, so that listening is handed on each time, and two at once: the second just when it may have got it.
+        for scope in scopes[:2]:
+            scope.cancel()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        scopes[2].cancel()
+        await trio.lowlevel.checkpoint()
+        scopes[3].cancel()
+        await other.append(b"a")
+
+
+@bounded
+async def test_many_wait(journal: Journal, other: Journal) -> None:
+    """Of two hundred tasks at different positions each is woken by its own entry and by none before."""
+    woken: list[int] = []
+
+    async def wait(session: Journal, after: int) -> None:
+        await session.wait(Position(after))
+        assert await session.tail() > after
+        woken.append(after)
+
+    async with trio.open_nursery() as nursery:
+        for after in range(20):
+            for session in (journal, other) * 5:
+                nursery.start_soon(wait, session, after)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        for count in range(20):
+            assert all(after < count for after in woken)
+            await (other if count % 3 else journal).append(b"a")
+            await journal.wait(Position(count))
+            await other.wait(Position(count))
+    assert sorted(woken) == [after for after in range(20) for _ in range(10)]
+
+
+@bounded
+async def test_a_tail_beside_long_reads(journal: Journal, other: Journal) -> None:
+    big = bytes(1 << 20)
+
+    async def read() -> None:
+        for _ in range(5):
+            assert [record.payload for record in (await journal.read(FIRST))[:3]] == [big] * 3
+
+    await fill_with(journal, big, big, big)
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(read)
+        for n in range(4, 40):
+            appended = await other.append(b"a")
+            assert appended == n == await journal.tail()
+            assert await journal.read(Position(n - 1)) == [(n, b"a")]
+
+
 async def test_beats_count_up(journal: Journal, other: Journal) -> None:
     for beating in (journal, other, journal):
         await beating.beat(1)
@@ -402,6 +471,186 @@ async def test_another_process_wakes_those_who_wait(path: Path) -> None:
         await trio.run_process(appender(path, "a", 10), capture_stdout=True)
 
 
+ANSWERER = """
+import sys, trio
+from pathlib import Path
+from agentfs.journal.sqlite import open_sqlite_journal
+from agentfs.runtime import SystemRuntime
+
+async def main(path, rounds):
+    for after in range(int(rounds)):
+        async with open_sqlite_journal(Path(path), runtime=SystemRuntime()) as journal:
+            await (journal.wait(after) if after % 2 == 0 else journal.append(b"my turn"))
+
+trio.run(main, *sys.argv[1:])
+"""
+
+WAITER = """
+import os, sys, trio
+from pathlib import Path
+from agentfs.journal.sqlite import open_sqlite_journal
+from agentfs.runtime import SystemRuntime
+
+async def main(path):
+    async with open_sqlite_journal(Path(path), runtime=SystemRuntime()) as journal, trio.open_nursery() as nursery:
+        nursery.start_soon(journal.wait, await journal.tail())
+        while not os.path.isdir(path + "-bells") or not os.listdir(path + "-bells"):
+            await trio.sleep(0.001)
+        print("waits", flush=True)
+
+trio.run(main, *sys.argv[1:])
+"""
+
+
+def bells(path: Path) -> set[Path]:
+    """The bells that hang beside the journal at `path`."""
+    directory = Path(f"{path}-bells")
+    return set(directory.iterdir()) if directory.exists() else set()
+
+
+async def hung(path: Path, count: int, *, beside: Set[Path] = frozenset()) -> set[Path]:
+    """The bells beside the journal at `path`, without those named, once there are so many; the test's bound is this one's."""
+    while len(found := bells(path) - beside) != count:
+        await trio.lowlevel.checkpoint()
+    return found
+
+
+@bounded
+async def test_two_processes_that_open_anew_each_time_answer_each_other(path: Path) -> None:
+    """Each waiter comes while the other process appends: one lost wake-up and both wait for ever."""
+    rounds = 60
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.run_process, [sys.executable, "-c", ANSWERER, str(path), str(rounds)])
+        for after in range(rounds):
+            async with open_sqlite_journal(path, runtime=Sleepless()) as journal:
+                await (journal.wait(Position(after)) if after % 2 else journal.append(b"my turn"))
+    assert bells(path) == set()
+
+
+@bounded
+async def test_who_begins_to_wait_while_another_appends_is_woken(path: Path) -> None:
+    async with open_sqlite_journal(path, runtime=Sleepless()) as journal:
+
+        async def wait(after: int) -> None:
+            async with open_sqlite_journal(path, runtime=Sleepless()) as other:
+                await other.wait(Position(after))
+
+        for after in range(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait, after)
+                for _ in range(after * 3):
+                    await trio.lowlevel.checkpoint()
+                assert await journal.append(b"a") == after + 1
+
+
+@bounded
+async def test_appending_rings_the_others_and_never_oneself(path: Path) -> None:
+    async with (
+        open_sqlite_journal(path, runtime=Sleepless()) as journal,
+        open_sqlite_journal(path, runtime=Sleepless()) as other,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(journal.wait, Position(3))
+        (bell,) = await hung(path, 1)
+        with counted_rings(bell) as rings:
+            await journal.append(b"a")
+            await journal.beat(1)
+            await other.beat(2)
+            assert rings() == 0
+            await other.append(b"b")
+            assert rings() == 1
+            await journal.append(b"c")
+            assert rings() == 0
+            await other.append(b"d")
+
+
+@bounded
+async def test_a_killed_process_leaves_a_bell_that_the_next_waiter_removes(path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        process: trio.Process = await nursery.start(
+            lambda task_status: trio.run_process(
+                [sys.executable, "-c", WAITER, str(path)], stdout=subprocess.PIPE, check=False, task_status=task_status
+            )
+        )
+        assert process.stdout is not None
+        assert await process.stdout.receive_some(1) == b"w"
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+    (dead,) = bells(path)
+    async with (
+        open_sqlite_journal(path, runtime=Sleepless()) as journal,
+        open_sqlite_journal(path, runtime=Sleepless()) as other,
+    ):
+        assert await other.append(b"a") == 1
+        assert bells(path) == {dead}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(journal.wait, Position(1))
+            (alive,) = await hung(path, 1, beside={dead})
+            assert bells(path) == {alive}
+            nursery.start_soon(other.wait, Position(1))
+            assert alive in await hung(path, 2)
+            await other.append(b"b")
+    assert list(path.parent.iterdir()) == [path]
+
+
+@bounded
+async def test_who_waits_is_woken_although_the_bells_were_removed(path: Path) -> None:
+    async with (
+        open_sqlite_journal(path, runtime=Sleepless()) as journal,
+        open_sqlite_journal(path, runtime=Sleepless()) as other,
+        trio.open_nursery() as nursery,
+    ):
+        for _ in range(3):
+            nursery.start_soon(journal.wait, FIRST)
+        await hung(path, 1)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        shutil.rmtree(f"{path}-bells")
+        await hung(path, 1)
+        await other.append(b"a")
+
+
+@bounded
+async def test_waiting_says_why_it_cannot(path: Path) -> None:
+    Path(f"{path}-bells").write_bytes(b"in the way")
+    async with open_sqlite_journal(path, runtime=Sleepless()) as journal:
+        with pytest.raises(Unavailable) as caught:
+            await journal.wait(FIRST)
+    assert "-bells" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@bounded
+async def test_waiting_needs_permission(path: Path) -> None:
+    async with open_sqlite_journal(path, runtime=Sleepless()) as journal:
+        await journal.append(b"a")
+        path.parent.chmod(0o500)
+        try:
+            with pytest.raises(Denied):
+                await journal.wait(Position(1))
+        finally:
+            path.parent.chmod(0o700)
+
+
+@contextmanager
+def counted_rings(bell: Path) -> Iterator[Callable[[], int]]:
+    """Counts the rings of a bell since the last call; several that nobody counted may come as one."""
+    ears = inotify_init()
+    try:
+        os.set_blocking(ears, False)
+        assert inotify_add_watch(ears, os.fsencode(bell), InotifyConstants.IN_CLOSE_WRITE) >= 0
+
+        def count() -> int:
+            try:
+                return len(os.read(ears, 4096)) // 16
+            except BlockingIOError:
+                return 0
+
+        yield count
+    finally:
+        os.close(ears)
+
+
 @bounded
 async def test_a_killed_process_loses_no_acknowledged_entry(path: Path) -> None:
     async with open_sqlite_journal(path, runtime=Sleepless()) as journal, trio.open_nursery() as nursery:
@@ -436,7 +685,7 @@ async def test_append_waits_for_a_busy_journal(path: Path) -> None:
 
 
 async def test_a_journal_that_stays_busy_is_unavailable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentfs.journal.sqlite.BUSY_SECONDS", 0.01)
+    monkeypatch.setattr("agentfs.journal.sqlite_file.BUSY_SECONDS", 0.01)
     async with open_sqlite_journal(path, runtime=Sleepless()) as journal:
         with closing(sqlite3.connect(path, isolation_level=None)) as busy:
             busy.execute("BEGIN IMMEDIATE")
