@@ -14,7 +14,7 @@ import msgspec
 
 from agentfs.cli.failures import EXIT_CODES
 from agentfs.model.errors import AgentfsError, Corrupt, Unavailable
-from agentfs.workspace.status import WorkspaceStatus
+from agentfs.workspace.status import LockRow, WorkspaceStatus
 
 LINE_MAX: Final = 16 << 20
 """Bytes in one line, at most: a reply may list every version of a file."""
@@ -32,6 +32,16 @@ class DrainRequest(msgspec.Struct, frozen=True, tag="drain", tag_field="op"):
 
 class HistoryRequest(msgspec.Struct, frozen=True, tag="history", tag_field="op"):
     """The versions of a file, by its path from the workspace's root (base64 in JSON): answered by `HistoryReply`."""
+
+    path: bytes
+
+
+class LocksRequest(msgspec.Struct, frozen=True, tag="locks", tag_field="op"):
+    """Who holds and who waits for locks: answered by `LocksReply`."""
+
+
+class BreakRequest(msgspec.Struct, frozen=True, tag="break", tag_field="op"):
+    """Fence the other sessions that hold leases on a file, by its path from the workspace's root: answered by `BreakReply`."""
 
     path: bytes
 
@@ -73,6 +83,18 @@ class HistoryReply(msgspec.Struct, frozen=True, tag="history", tag_field="reply"
     versions: list[VersionLine]
 
 
+class LocksReply(msgspec.Struct, frozen=True, tag="locks", tag_field="reply"):
+    """Every lock, lease and waiting request that the mount knows of."""
+
+    locks: list[LockRow]
+
+
+class BreakReply(msgspec.Struct, frozen=True, tag="broken", tag_field="reply"):
+    """The writers whose sessions were fenced; none if nobody else held the file."""
+
+    fenced: list[str]
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed", tag_field="reply"):
     """The request failed: the error's class and its one line."""
 
@@ -80,8 +102,8 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", tag_field="reply"):
     message: str
 
 
-Request = StatusRequest | DrainRequest | HistoryRequest
-Reply = StatusReply | DrainStep | Drained | HistoryReply | Failed
+Request = StatusRequest | DrainRequest | HistoryRequest | LocksRequest | BreakRequest
+Reply = StatusReply | DrainStep | Drained | HistoryReply | LocksReply | BreakReply | Failed
 
 _ERRORS: Final = {kind.__name__: kind for kind in EXIT_CODES}
 _reply_decoder = msgspec.json.Decoder(Reply)

@@ -10,12 +10,16 @@ import msgspec
 import trio
 
 from agentfs.cli.control import (
+    BreakReply,
+    BreakRequest,
     Drained,
     DrainRequest,
     DrainStep,
     Failed,
     HistoryReply,
     HistoryRequest,
+    LocksReply,
+    LocksRequest,
     Reply,
     Request,
     StatusReply,
@@ -24,7 +28,7 @@ from agentfs.cli.control import (
     encode_line,
 )
 from agentfs.model.errors import AgentfsError, Invalid
-from agentfs.workspace.status import WorkspaceStatus
+from agentfs.workspace.status import LockRow, WorkspaceStatus
 
 CONNECTIONS_MAX: Final = 16
 REQUEST_MAX: Final = 64 << 10
@@ -46,6 +50,17 @@ class Mounted(Protocol):
 
     async def history(self, path: bytes) -> list[VersionLine]:
         """The versions of the file at `path`, the oldest first. Raises NotFound, IsDirectory."""
+        ...
+
+    def locks(self) -> list[LockRow]:
+        """Who holds and who waits for locks."""
+        ...
+
+    async def break_locks(self, path: bytes) -> list[str]:
+        """Fence the other sessions that hold leases on the file at `path`; their writers.
+
+        Raises NotFound, Busy if a process of this mount holds the file, Unavailable.
+        """
         ...
 
 
@@ -123,6 +138,10 @@ async def _reply(mounted: Mounted, request: Request, stream: trio.abc.Stream) ->
             return StatusReply(mounted.status())
         case HistoryRequest(path=path):
             return HistoryReply(await mounted.history(path))
+        case LocksRequest():
+            return LocksReply(mounted.locks())
+        case BreakRequest(path=path):
+            return BreakReply(await mounted.break_locks(path))
         case DrainRequest(timeout_seconds=timeout_seconds):
             return Drained(await _drain(mounted, timeout_seconds, stream))
 

@@ -9,8 +9,9 @@ import click
 from agentfs.cli.arguments import PATH
 
 _OPTIONS_HELP = (
-    "Mount options: ro, rw, allow_other, uid=N, gid=N, umask=OCTAL, durability=close|fsync, label=TEXT, cache_dir=DIR,"
-    " root=DIR, and what mount(8) and fstab pass (noexec, nosuid, noauto, _netdev, x-…)."
+    "Mount options: ro, rw, allow_other, uid=N, gid=N, umask=OCTAL, durability=close|fsync, lease_ttl=SECONDS,"
+    " staleness=SECONDS, strict (the kernel caches no names: a lookup always sees what other mounts did), label=TEXT,"
+    " cache_dir=DIR, root=DIR, and what mount(8) and fstab pass (noexec, nosuid, noauto, _netdev, x-…)."
 )
 
 
@@ -20,6 +21,20 @@ _OPTIONS_HELP = (
 @click.option("-f", "--foreground", is_flag=True, help="Serve the mount from here instead of from a daemon.")
 @click.option("-o", "option_lists", multiple=True, metavar="OPTIONS", help=_OPTIONS_HELP)
 @click.option("--durability", type=click.Choice(["close", "fsync"]), help="What waits until its bytes are safe.")
+@click.option(
+    "--lease-ttl",
+    "lease_ttl_seconds",
+    type=float,
+    metavar="SECONDS",
+    help="When this mount was silent for so long, others may take its locks: 1 to 3600. Default: 10.",
+)
+@click.option(
+    "--staleness",
+    "staleness_seconds",
+    type=float,
+    metavar="SECONDS",
+    help="How old may be what open() sees of other mounts, 0 to 60, to ask the journal less often. Default: 0.",
+)
 @click.option("--label", help="What `agentfs log` and user.agentfs.writer call this mount. Default: HOST:PID.")
 @click.option("--cache-dir", type=PATH, help="Default: AGENTFS_CACHE_DIR, else XDG cache.")
 @click.option("--root", type=PATH, help="Where workspaces are kept. Default: AGENTFS_ROOT, else XDG data.")

@@ -25,20 +25,40 @@ _IGNORED: Final = frozenset(
 """Options that mean something to mount(8) or systemd only, or that say what is so anyway."""
 
 
+LEASE_TTL_SECONDS: Final = (1, 3600)
+STALENESS_SECONDS: Final = (0, 60)
+"""The least and the most."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountOptions:
-    """What was asked of a mount. None leaves the workspace's or the system's default. `kernel` goes to FUSE as it is."""
+    """What was asked of a mount. None leaves the workspace's or the system's default. `kernel` goes to FUSE as it is.
+
+    Raises Invalid for a lease TTL or a staleness out of bounds.
+    """
 
     read_only: bool = False
     allow_other: bool = False
+    strict: bool = False
     uid: int | None = None
     gid: int | None = None
     umask: int | None = None
     durability: Durability | None = None
+    lease_ttl_seconds: float | None = None
+    staleness_seconds: float | None = None
     label: str | None = None
     cache_dir: Path | None = None
     root: Path | None = None
     kernel: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_bounds("lease TTL", self.lease_ttl_seconds, *LEASE_TTL_SECONDS)
+        _check_bounds("staleness", self.staleness_seconds, *STALENESS_SECONDS)
+
+
+def _check_bounds(name: str, seconds: float | None, least: int, most: int) -> None:
+    if seconds is not None and not least <= seconds <= most:
+        raise Invalid(f"a {name} of {seconds:g} s: it can be {least} to {most} s")
 
 
 def parse_options(lists: Iterable[str]) -> MountOptions:
@@ -78,6 +98,13 @@ def _number(name: str, value: str) -> int:
     return int(value)
 
 
+def _seconds(name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise Invalid(f"mount option {name}={value}: a number of seconds is needed, such as {name}=10") from None
+
+
 def _octal(name: str, value: str) -> int:
     try:
         mask = int(value, 8)
@@ -111,6 +138,7 @@ _FLAGS: Final[dict[str, dict[str, bool]]] = {
     "ro": {"read_only": True},
     "rw": {"read_only": False},
     "allow_other": {"allow_other": True},
+    "strict": {"strict": True},
 }
 
 _VALUES: Final[dict[str, tuple[str, Callable[[str, str], object]]]] = {
@@ -118,6 +146,8 @@ _VALUES: Final[dict[str, tuple[str, Callable[[str, str], object]]]] = {
     "gid": ("gid", _number),
     "umask": ("umask", _octal),
     "durability": ("durability", _durability),
+    "lease_ttl": ("lease_ttl_seconds", _seconds),
+    "staleness": ("staleness_seconds", _seconds),
     "label": ("label", _text),
     "cache_dir": ("cache_dir", _absolute),
     "root": ("root", _absolute),

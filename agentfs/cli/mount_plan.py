@@ -8,6 +8,7 @@ from agentfs.cli.layout import WorkspaceDirectory, cache_root, data_root, log_pa
 from agentfs.cli.mount_options import MountOptions
 from agentfs.cli.mountinfo import canonical
 from agentfs.cli.workspace_file import Durability, WorkspaceFile, read_workspace_file
+from agentfs.model.changes import LEASE_TTL_MS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,8 @@ class MountPlan:
     mountpoint: Path
     options: MountOptions
     durability: Durability
+    lease_ttl_seconds: float
+    staleness_seconds: float
     cache_dir: Path
     log: Path | None
 
@@ -32,6 +35,8 @@ class MountPlan:
         named = {
             "-o": _option_list(self.options),
             "--durability": self.durability,
+            "--lease-ttl": repr(self.lease_ttl_seconds),
+            "--staleness": repr(self.staleness_seconds),
             "--label": self.options.label,
             "--cache-dir": os.fspath(self.cache_dir),
             "--log-file": os.fspath(self.log) if self.log else "-",
@@ -56,6 +61,8 @@ def plan_mount(source: str, directory: Path, options: MountOptions, *, log_file:
         mountpoint=mountpoint,
         options=options,
         durability=options.durability or file.durability,
+        lease_ttl_seconds=LEASE_TTL_MS / 1000 if options.lease_ttl_seconds is None else options.lease_ttl_seconds,
+        staleness_seconds=options.staleness_seconds or 0.0,
         cache_dir=cache_root(options.cache_dir),
         log=log,
     )
@@ -65,6 +72,8 @@ def _option_list(options: MountOptions) -> str:
     words = ["ro"] if options.read_only else []
     if options.allow_other:
         words.append("allow_other")
+    if options.strict:
+        words.append("strict")
     words += [f"{name}={value}" for name, value in (("uid", options.uid), ("gid", options.gid)) if value is not None]
     if options.umask is not None:
         words.append(f"umask={options.umask:o}")

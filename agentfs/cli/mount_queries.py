@@ -6,8 +6,12 @@ from typing import Final
 
 from agentfs.cli.amounts import path_text
 from agentfs.cli.control import (
+    BreakReply,
+    BreakRequest,
     HistoryReply,
     HistoryRequest,
+    LocksReply,
+    LocksRequest,
     Reply,
     Request,
     StatusReply,
@@ -21,9 +25,12 @@ from agentfs.cli.liveness import is_dead
 from agentfs.cli.mountinfo import Mounted, mount_holding
 from agentfs.cli.records import find_record
 from agentfs.model.errors import Denied, NotFound
-from agentfs.workspace.status import WorkspaceStatus
+from agentfs.workspace.status import LockRow, WorkspaceStatus
 
 ANSWER_SECONDS: Final = 10.0
+
+FENCE_SECONDS: Final = 60.0
+"""How long to wait for locks to be broken: it takes the journal, which the daemon asks for longer than for anything else."""
 
 
 def mount_of(path: Path) -> Mounted:
@@ -45,16 +52,38 @@ def history_of(path: Path) -> list[VersionLine]:
     """The versions of a file on a mount, the oldest first; a symbolic link is not followed."""
     whole = Path(os.path.realpath(path.parent)) / path.name
     mounted = mount_of(whole)
-    reply = _ask(mounted, HistoryRequest(os.fsencode(whole.relative_to(mounted.mountpoint))))
+    reply = _ask(mounted, HistoryRequest(_inside(mounted, whole)))
     assert isinstance(reply, HistoryReply), "the protocol answers history with HistoryReply"
     return reply.versions
 
 
-def _ask(mounted: Mounted, request: Request) -> Reply:
+def locks_of(mounted: Mounted) -> list[LockRow]:
+    """Who holds and who waits for locks, as the mount knows it."""
+    reply = _ask(mounted, LocksRequest())
+    assert isinstance(reply, LocksReply), "the protocol answers locks with LocksReply"
+    return reply.locks
+
+
+def break_locks(mounted: Mounted, path: Path) -> list[str]:
+    """Fence the other sessions that hold the file at a canonical path; their writers.
+
+    Raises NotFound, Busy if a process of this mount holds the file, Unavailable.
+    """
+    reply = _ask(mounted, BreakRequest(_inside(mounted, path)), timeout_seconds=FENCE_SECONDS)
+    assert isinstance(reply, BreakReply), "the protocol answers break with BreakReply"
+    return reply.fenced
+
+
+def _inside(mounted: Mounted, path: Path) -> bytes:
+    """The path from the workspace's root."""
+    return os.fsencode(path.relative_to(mounted.mountpoint))
+
+
+def _ask(mounted: Mounted, request: Request, *, timeout_seconds: float = ANSWER_SECONDS) -> Reply:
     record = find_record(mounted)
     if record is None:
         raise gone(mounted.mountpoint) if is_dead(mounted) else _not_ours(mounted)
-    with connected(Path(record.control), mounted.mountpoint, timeout_seconds=ANSWER_SECONDS) as connection:
+    with connected(Path(record.control), mounted.mountpoint, timeout_seconds=timeout_seconds) as connection:
         return list(exchange(connection, request, mounted.mountpoint))[-1]
 
 

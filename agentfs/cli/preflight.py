@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from agentfs.cli.amounts import path_text
-from agentfs.cli.mountinfo import mount_at
+from agentfs.cli.mountinfo import Mounted, mount_at
 from agentfs.cli.unmounting import clear_if_dead
 from agentfs.model.errors import Busy, Denied, Invalid, NotDirectory, NotEmpty, NotFound, Unavailable
 
@@ -64,11 +64,16 @@ def check_mountpoint(mountpoint: Path) -> bool:
     cleared = False
     while (mounted := mount_at(mountpoint)) and mounted.ours:
         if not clear_if_dead(mounted):
-            shown = path_text(mountpoint)
-            raise Busy(f"{shown} has workspace {mounted.source} mounted already: `agentfs umount {shown}` ends that")
+            raise mounted_already(mounted)
         cleared = True
     _check_directory(mountpoint)
     return cleared
+
+
+def mounted_already(mounted: Mounted) -> Busy:
+    """The error for a mountpoint that has a workspace."""
+    shown = path_text(mounted.mountpoint)
+    return Busy(f"{shown} has workspace {mounted.source} mounted already: `agentfs umount {shown}` ends that")
 
 
 def _check_directory(mountpoint: Path) -> None:

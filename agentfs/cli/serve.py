@@ -7,29 +7,29 @@ import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
 
-from agentfs.cli.amounts import bytes_text, path_text
-from agentfs.cli.control import DrainStep, VersionLine
+from agentfs.cli.amounts import path_text
 from agentfs.cli.control_server import serve_control
 from agentfs.cli.daemon import ReadyPipe
 from agentfs.cli.failures import BUG, INTERRUPTED, exit_code_of, line_of, operating_error
 from agentfs.cli.logs import open_log
 from agentfs.cli.mount_plan import MountPlan
+from agentfs.cli.mounted_workspace import MountedWorkspace
 from agentfs.cli.mountinfo import mount_at
+from agentfs.cli.mountpoint_lock import lock_mountpoint
 from agentfs.cli.records import MountRecord, control_socket, remove_record, write_record
 from agentfs.cli.replica_directory import check_marker
 from agentfs.cli.unmounting import unmount
-from agentfs.cli.workspace_lock import lock_workspace
 from agentfs.model.errors import AgentfsError, Busy
 from agentfs.runtime import Runtime, SystemRuntime
-from agentfs.workspace.status import WorkspaceStatus
 
 if TYPE_CHECKING:
     from agentfs.fuse.driver import MountOptions as FuseOptions
+    from agentfs.workspace.kernel import Kernel
     from agentfs.workspace.workspace import Workspace
 
 CHUNK_MEMORY_MAX: Final = 64 << 20
@@ -39,7 +39,7 @@ log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def open_mounted(plan: MountPlan, runtime: Runtime) -> AsyncIterator["Workspace"]:
+async def open_mounted(plan: MountPlan, kernel: "Kernel", runtime: Runtime) -> AsyncIterator["Workspace"]:
     """The stack of a mount, from the journal and the replicas up to the workspace: the one place that composes it."""
     from agentfs.chunks.cached import Cached
     from agentfs.chunks.directory import DirectoryStore
@@ -52,7 +52,6 @@ async def open_mounted(plan: MountPlan, runtime: Runtime) -> AsyncIterator["Work
         check_marker(place.directory(base), workspace=plan.file.workspace, replica=place.replica)
     replicas = {place.replica: DirectoryStore(place.directory(base), runtime=runtime) for place in plan.file.replicas}
     async with (
-        lock_workspace(base, plan.file.name, runtime=runtime),
         open_sqlite_journal(base / plan.file.journal, runtime=runtime) as journal,
         open_replicated(replicas, replication=plan.file.replication, runtime=runtime) as stores,
         open_workspace(
@@ -66,6 +65,9 @@ async def open_mounted(plan: MountPlan, runtime: Runtime) -> AsyncIterator["Work
             pid=os.getpid(),
             read_only=plan.options.read_only,
             durability=plan.durability,
+            lease_ttl_seconds=plan.lease_ttl_seconds,
+            staleness_seconds=plan.staleness_seconds,
+            kernel=kernel,
         ) as workspace,
     ):
         yield workspace
@@ -82,52 +84,8 @@ def fuse_options(plan: MountPlan) -> "FuseOptions":
         uid=plan.options.uid,
         gid=plan.options.gid,
         umask=plan.options.umask,
+        strict=plan.options.strict,
         kernel=plan.options.kernel,
-    )
-
-
-class MountedWorkspace:
-    """A workspace as the control protocol sees it."""
-
-    def __init__(self, workspace: "Workspace") -> None:
-        self._workspace = workspace
-
-    def status(self) -> WorkspaceStatus:
-        """The mount at this moment."""
-        status: WorkspaceStatus = self._workspace.status()
-        return status
-
-    async def drain(self, report: Callable[[DrainStep], None], *, timeout_seconds: float) -> list[str]:
-        """Save what is unsaved; the names of what could not be in that time."""
-        undrained: list[str] = []
-        with trio.move_on_after(timeout_seconds) as scope:
-            undrained = await self._workspace.drain(lambda progress: report(_drain_step(progress)))
-        if not scope.cancelled_caught:
-            return undrained
-        left = self.status()
-        return [f"{left.dirty_files} files with {bytes_text(left.dirty_bytes)} unsaved after {timeout_seconds:g} s"]
-
-    async def history(self, path: bytes) -> list[VersionLine]:
-        """The versions of the file at `path`, the oldest first."""
-        return [_version_line(version) for version in self._workspace.history(path)]
-
-
-def _drain_step(progress: Any) -> DrainStep:
-    return DrainStep(
-        saved_bytes=progress.saved_bytes,
-        total_bytes=progress.total_bytes,
-        dirty_files=progress.dirty_files,
-        pending_transactions=progress.pending_transactions,
-    )
-
-
-def _version_line(version: Any) -> VersionLine:
-    return VersionLine(
-        version=version.version,
-        time_ns=version.time_ns,
-        size_bytes=version.size,
-        writer=version.writer,
-        position=version.position,
     )
 
 
@@ -140,14 +98,12 @@ def run_daemon(plan: MountPlan, ready: ReadyPipe, *, announce: Callable[[], None
     runtime = SystemRuntime()
     file = open_log(plan.log, runtime=runtime, take_over=ready.connected)
     try:
-        trio.run(_serve, plan, ready, announce, runtime)
+        trio.run(_hold_and_serve, plan, ready, announce, runtime)
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
         return _report(error, plan, ready)
     finally:
-        remove_record(plan.mountpoint, owner=os.geteuid())
-        _close_mount(plan)
         if file:
             file.close()
     return 0
@@ -173,16 +129,29 @@ def _close_mount(plan: MountPlan) -> None:
         unmount(plan.mountpoint, lazily=True)
 
 
+async def _hold_and_serve(plan: MountPlan, ready: ReadyPipe, announce: Callable[[], None], runtime: Runtime) -> None:
+    """Serve, and clear every trace of the mount away while the mountpoint is still this process's alone."""
+    async with lock_mountpoint(plan.mountpoint, runtime=runtime):
+        try:
+            await _serve(plan, ready, announce, runtime)
+        finally:
+            remove_record(plan.mountpoint, owner=os.geteuid())
+            _close_mount(plan)
+
+
 async def _serve(plan: MountPlan, ready: ReadyPipe, announce: Callable[[], None], runtime: Runtime) -> None:
     from agentfs.fuse import driver
+    from agentfs.fuse.invalidate import Invalidator
 
+    invalidator = Invalidator(runtime)
     log.info("starting", workspace=plan.file.name, mountpoint=path_text(plan.mountpoint), pid=os.getpid())
-    async with open_mounted(plan, runtime) as workspace, trio.open_nursery() as nursery:
+    async with open_mounted(plan, invalidator, runtime) as workspace, trio.open_nursery() as nursery:
         mounted = MountedWorkspace(workspace)
         await nursery.start(serve_control, mounted, control_socket(plan.mountpoint))
         await nursery.start(_unmount_on_signal, mounted, plan, runtime, nursery.cancel_scope)
         on_ready = partial(_on_ready, plan, ready, announce, runtime)
-        await driver.serve(workspace, plan.mountpoint, fuse_options(plan), runtime=runtime, on_ready=on_ready)
+        options = fuse_options(plan)
+        await driver.serve(workspace, plan.mountpoint, options, invalidator=invalidator, runtime=runtime, on_ready=on_ready)
         nursery.cancel_scope.cancel()
     log.info("ended", workspace=plan.file.name)
 

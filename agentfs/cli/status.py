@@ -16,50 +16,18 @@ if TYPE_CHECKING:
 @click.argument("directory", required=False, type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per mount.")
 def command(directory: Path | None, as_json: bool) -> int:
-    """Show position, unsaved work, sessions, replicas and cache of the mount that DIRECTORY lies in.
+    """Show position, unsaved work, leases, sessions, replicas and cache of the mount that DIRECTORY lies in.
 
     Without DIRECTORY: the mount of the working directory, or else every mount.
     """
-    from agentfs.cli.mount_queries import mount_of, status_of
-    from agentfs.cli.mountinfo import canonical
-
-    if directory is not None:
-        mounted = mount_of(canonical(directory))
-        _show(mounted, status_of(mounted), as_json=as_json)
-        return 0
-    return _show_all(as_json=as_json)
-
-
-def _show_all(*, as_json: bool) -> int:
-    """Every mount is shown that answers; the exit code tells of the first of this user's that does not."""
-    from agentfs.cli.failures import exit_code_of, line_of
+    from agentfs.cli.each_mount import each_mount
     from agentfs.cli.mount_queries import status_of
-    from agentfs.model.errors import AgentfsError, Denied
 
-    code = 0
-    for index, mounted in enumerate(_chosen()):
-        if index and not as_json:
-            click.echo()
-        try:
-            _show(mounted, status_of(mounted), as_json=as_json)
-        except Denied as error:
-            click.echo(f"agentfs: {line_of(error)}", err=True)
-        except AgentfsError as error:
-            click.echo(f"agentfs: {line_of(error)}", err=True)
-            code = code or exit_code_of(error)
-    return code
-
-
-def _chosen() -> "list[Mounted]":
-    from agentfs.cli.mountinfo import canonical, mount_holding, our_mounts
-
-    here = mount_holding(canonical(Path()))
-    if here is not None and here.ours:
-        return [here]
-    mounts = our_mounts()
-    if not mounts:
-        click.echo("nothing is mounted: agentfs mount WORKSPACE DIRECTORY", err=True)
-    return mounts
+    return each_mount(
+        directory,
+        lambda mounted: _show(mounted, status_of(mounted), as_json=as_json),
+        blank_between=not as_json,
+    )
 
 
 def _show(mounted: "Mounted", status: "WorkspaceStatus", *, as_json: bool) -> None:
@@ -90,11 +58,13 @@ def _facts(status: "WorkspaceStatus") -> list[tuple[str, str]]:
         ("oldest unsaved", seconds_text(status.oldest_unsaved_seconds) if status.oldest_unsaved_seconds else "-"),
         ("memory cache", f"{bytes_text(status.cache.memory_bytes)} of {bytes_text(status.cache.memory_max_bytes)}"),
         ("staging", bytes_text(status.cache.staging_bytes)),
+        ("leases", f"{status.leases}, lost after {seconds_text(status.lease_ttl_seconds)} of silence"),
     ]
     for session in status.sessions:
         who = f"{session.host}:{session.pid}" + (f" ({session.label})" if session.label else "")
         this = ", this mount" if session.this else ""
-        facts.append((f"session {session.session}", f"{who}, since {time_text(session.opened_ns)}{this}"))
+        ttl = f", TTL {seconds_text(session.ttl_seconds)}" if session.ttl_seconds is not None else ""
+        facts.append((f"session {session.session}", f"{who}, since {time_text(session.opened_ns)}{ttl}{this}"))
     for replica in status.replicas:
         missing = f", lacks {replica.missing_segments} segments" if replica.missing_segments else ""
         error = f", {replica.last_error}" if replica.last_error else ""

@@ -1,5 +1,6 @@
 """Inodes as the kernel wants them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyfuse3
@@ -11,16 +12,22 @@ DIRECTORY_SIZE = 4096
 """What a directory shows as its size, as ext4 does for a small one."""
 
 TIMEOUT_SECONDS = 60.0
-"""How long the kernel may answer from its own caches; every change of this mount passes through it and is seen at once."""
+"""How long the kernel may answer from its own caches at most; what changes is invalidated at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Presentation:
-    """How a mount shows owners and permissions: `uid=`, `gid=`, `umask=`; None shows what is stored."""
+    """How a mount shows owners and permissions: `uid=`, `gid=`, `umask=`; None shows what is stored.
+
+    `trusted_seconds` says how long the kernel may rely on what it is told now: no longer than others must wait before they
+    declare this mount dead, so that a frozen daemon does not serve old names for ever. `strict`: names are always asked for.
+    """
 
     uid: int | None = None
     gid: int | None = None
     umask: int | None = None
+    trusted_seconds: Callable[[], float] = lambda: TIMEOUT_SECONDS
+    strict: bool = False
 
     def entry(self, inode: Inode) -> pyfuse3.EntryAttributes:
         """The kernel's view of an inode. A hot path."""
@@ -37,13 +44,14 @@ class Presentation:
         entry.st_atime_ns = inode.atime_ns
         entry.st_mtime_ns = inode.mtime_ns
         entry.st_ctime_ns = inode.ctime_ns
-        entry.entry_timeout = entry.attr_timeout = TIMEOUT_SECONDS
+        timeout = min(TIMEOUT_SECONDS, self.trusted_seconds())
+        entry.attr_timeout = timeout
+        entry.entry_timeout = 0.0 if self.strict else timeout
         return entry
 
-
-def no_entry() -> pyfuse3.EntryAttributes:
-    """The answer that a name is not there, which the kernel remembers."""
-    entry = pyfuse3.EntryAttributes()
-    entry.st_ino = 0
-    entry.entry_timeout = TIMEOUT_SECONDS
-    return entry
+    def no_entry(self) -> pyfuse3.EntryAttributes:
+        """The answer that a name is not there, which the kernel remembers."""
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = 0
+        entry.entry_timeout = 0.0 if self.strict else min(TIMEOUT_SECONDS, self.trusted_seconds())
+        return entry

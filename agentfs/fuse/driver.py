@@ -8,10 +8,13 @@ from pathlib import Path
 import pyfuse3
 import trio
 
+from agentfs.fuse import companion
 from agentfs.fuse.attributes import Presentation
+from agentfs.fuse.invalidate import Invalidator
+from agentfs.fuse.locks import LockRequests
 from agentfs.fuse.operations import Operations
 from agentfs.fuse.spin import install_spin
-from agentfs.model.errors import Unavailable
+from agentfs.model.errors import NotSupported, Unavailable
 from agentfs.runtime import Runtime
 from agentfs.workspace.workspace import Workspace
 
@@ -29,6 +32,7 @@ class MountOptions:
     uid: int | None = None
     gid: int | None = None
     umask: int | None = None
+    strict: bool = False
     kernel: tuple[str, ...] = ()
 
     def fuse(self) -> set[str]:
@@ -42,10 +46,21 @@ class MountOptions:
 
 
 async def serve(
-    workspace: Workspace, mountpoint: Path, options: MountOptions, *, runtime: Runtime, on_ready: Callable[[], None]
+    workspace: Workspace,
+    mountpoint: Path,
+    options: MountOptions,
+    *,
+    invalidator: Invalidator,
+    runtime: Runtime,
+    on_ready: Callable[[], None],
 ) -> None:
-    """Mount, call `on_ready` once the mount answers, and return when it is unmounted. Raises Unavailable if mounting fails."""
-    operations = Operations(workspace, Presentation(options.uid, options.gid, options.umask))
+    """Mount, call `on_ready` once the mount answers, and return when it is unmounted.
+
+    Raises Unavailable if mounting fails, NotSupported where locks would not reach this process: they would hold on this mount
+    alone, and nobody would be told.
+    """
+    presentation = Presentation(options.uid, options.gid, options.umask, lambda: workspace.remaining_seconds, options.strict)
+    operations = Operations(workspace, presentation, invalidator)
     try:
         pyfuse3.init(operations, os.fspath(mountpoint), options.fuse())
     except RuntimeError as error:
@@ -53,9 +68,21 @@ async def serve(
     install_spin(workspace.is_committing, runtime)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(pyfuse3.main, 1, REQUESTS_MAX)
+            companion.install(LockRequests(workspace.locks, workspace.files, nursery))
+            nursery.start_soon(invalidator.run)
+            nursery.start_soon(_answer_requests, nursery.cancel_scope)
             await runtime.in_thread(os.stat, mountpoint)
+            if not companion.is_in_effect():
+                raise NotSupported("file locks do not reach agentfs here: `agentfs doctor` looks for the cause")
             on_ready()
     finally:
+        with trio.CancelScope(shield=True):
+            await invalidator.close()
         # On the way out of an error the kernel must not be left with a mount that nobody serves.
         pyfuse3.close(unmount=True)
+
+
+async def _answer_requests(scope: trio.CancelScope) -> None:
+    """Answer until the mount is gone; then nothing that was done for it is of use."""
+    await pyfuse3.main(1, REQUESTS_MAX)
+    scope.cancel()

@@ -9,11 +9,14 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
 from agentfs.chunks.contract import Capacity
-from agentfs.fuse.attributes import BLOCK_SIZE, Presentation, no_entry
+from agentfs.fuse import companion
+from agentfs.fuse.attributes import BLOCK_SIZE, Presentation
 from agentfs.fuse.errno import errno_of
+from agentfs.fuse.invalidate import Invalidator
 from agentfs.model.errors import AgentfsError, Exists, NotFound
 from agentfs.model.ids import Ino
 from agentfs.model.inode import NAME_MAX, Inode
+from agentfs.model.lease import FLOCK, POSIX
 from agentfs.workspace.workspace import Workspace
 
 _LISTING_BATCH = 256
@@ -47,9 +50,13 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, workspace: Workspace, presentation: Presentation) -> None:
+    def __init__(self, workspace: Workspace, presentation: Presentation, invalidator: Invalidator) -> None:
         super().__init__()
         self._workspace = workspace
+        self._locks = workspace.locks
+        self._invalidator = invalidator
+        self._no_entry = presentation.no_entry
+        self._strict = presentation.strict
         self._names = workspace.names
         self._files = workspace.files
         self._attributes = workspace.attributes
@@ -57,8 +64,8 @@ class Operations(pyfuse3.Operations):
 
     def _entry(self, inode: Inode) -> EntryAttributes:
         entry = self._present(inode)
-        if self._files.is_staged(inode.ino):
-            # How much of it is no hole is known once it is committed, so the kernel asks again.
+        if self._files.is_staged(inode.ino) or self._invalidator.is_changing(inode.ino):
+            # How much of it is no hole is known once it is committed, and more of others' changes may be on its way.
             entry.attr_timeout = 0.0
         return entry
 
@@ -66,9 +73,11 @@ class Operations(pyfuse3.Operations):
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         try:
+            if self._strict:
+                await self._workspace.reach_tail()
             return self._entry(self._names.look_up(Ino(parent_inode), name))
         except NotFound:
-            return no_entry()
+            return self._no_entry()
         except AgentfsError as error:
             raise pyfuse3.FUSEError(errno_of(error)) from None
 
@@ -103,7 +112,7 @@ class Operations(pyfuse3.Operations):
             if exclusive:
                 raise
             entry = self._entry(self._names.look_up(Ino(parent_inode), name))
-        handle = self._files.open(Ino(entry.st_ino), flags)
+        handle = self._files.open_known(Ino(entry.st_ino), flags)
         return FileInfo(fh=handle.number), entry
 
     @_answering
@@ -168,7 +177,12 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        return FileInfo(fh=self._files.open(Ino(inode), flags).number)
+        handle = await self._files.open(Ino(inode), flags)
+        if not self._invalidator.is_changing(handle.ino):
+            return FileInfo(fh=handle.number, keep_cache=True)
+        # The kernel forgets the pages as it opens the file; the size, by which it cuts reads short, it has to be told.
+        self._invalidator.refresh_attributes(handle.ino)
+        return FileInfo(fh=handle.number, keep_cache=False)
 
     @_answering
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -180,7 +194,12 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def flush(self, fh: int) -> None:
-        await self._files.flush(fh)
+        # Closing any of its descriptors of a file ends a process's fcntl locks on it (fcntl(2)), if the close succeeds or not.
+        owner, ino = companion.flush_owner(), self._files.ino_of(fh)
+        try:
+            await self._files.flush(fh)
+        finally:
+            self._locks.unlock(ino, POSIX, owner)
 
     @_answering
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -188,6 +207,10 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def release(self, fh: int) -> None:
+        # The kernel's number for the owner of a flock may be another open file's by now (decision 9): the handle is not.
+        ino = self._files.ino_of(fh)
+        self._locks.unlock(ino, FLOCK, fh)
+        self._locks.closed(ino, fh)
         self._files.release(fh)
 
     # ---- attributes

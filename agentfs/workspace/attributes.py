@@ -1,6 +1,7 @@
 """Operations on attributes: stat, chmod, chown, utimensat, extended attributes, and the computed `user.agentfs.*`."""
 
 import hashlib
+from collections.abc import Callable
 
 from cachetools import LRUCache
 
@@ -14,6 +15,9 @@ from agentfs.workspace.core import Core, check_name
 OWN = b"user.agentfs."
 """Attributes that agentfs computes; read-only."""
 
+LOCK = b"lock"
+"""The attribute that names who holds the file's locks; a file that nobody has locked has none."""
+
 _NAMESPACES = (b"user.", b"security.", b"trusted.")
 _DIGEST_STEP = 1 << 20
 _DIGESTS_KEPT = 1024
@@ -22,8 +26,9 @@ _DIGESTS_KEPT = 1024
 class Attributes:
     """Attributes as this mount's processes see them."""
 
-    def __init__(self, core: Core, replica_count: int) -> None:
+    def __init__(self, core: Core, replica_count: int, lock_holders: Callable[[Ino], str]) -> None:
         self._core = core
+        self._lock_holders = lock_holders
         self._replica_count = replica_count
         self._digests: LRUCache[tuple[Ino, int], str] = LRUCache(_DIGESTS_KEPT)
 
@@ -83,7 +88,8 @@ class Attributes:
         """listxattr(2): the stored ones and the computed ones."""
         inode = self._core.inode(ino)
         stored = self._core.tables.xattr_names(ino) if inode.xattrs else []
-        return [*stored, *(OWN + name.encode() for name in _own_names(inode))]
+        locked = [OWN + LOCK] if self._lock_holders(ino) else []
+        return [*stored, *(OWN + name.encode() for name in _own_names(inode)), *locked]
 
     def _check_writable(self, name: bytes) -> None:
         self._core.writable()
@@ -102,6 +108,8 @@ class Attributes:
     # ---- computed attributes
 
     async def _own_value(self, inode: Inode, name: str) -> bytes:
+        if name.encode() == LOCK and (holders := self._lock_holders(inode.ino)):
+            return holders.encode()
         if name not in _own_names(inode):
             raise NoAttribute("no such attribute")
         if name == "digest":

@@ -16,14 +16,16 @@ import structlog
 import trio
 
 from agentfs.journal.contract import Journal
-from agentfs.model.changes import AnyChange, InlineRun, SetXattr, Write
+from agentfs.model.changes import AnyChange, Fence, InlineRun, Make, SetXattr, Write
 from agentfs.model.codec import decode_entry, encode_entry
 from agentfs.model.entry import Entry, Transaction
 from agentfs.model.errors import AgentfsError, Corrupt, Fenced, NoSpace, Unavailable
-from agentfs.model.ids import Position, SessionId, TxnNumber
+from agentfs.model.ids import Ino, Position, SessionId, TxnNumber
+from agentfs.model.session import FENCED
 from agentfs.runtime import Runtime
 from agentfs.state.apply import Outcome, advance, apply_entry, apply_transaction
 from agentfs.state.tables import Tables, Undo
+from agentfs.state.touched import Touched, touched
 
 NOWHERE = Position(0)
 """The position of a pending transaction that would abort as things stand."""
@@ -64,14 +66,16 @@ _log = structlog.get_logger()
 class Pending:
     """A transaction that is applied here and not known to be in the journal; `outcome` counts once `done` is set.
 
-    `landed`: it was given up because the journal did not answer, and found to be in the journal after all.
+    `landed`: it was given up because the journal did not answer, and found to be in the journal after all. `undone` is the
+    undo list of the last time it was taken back: what the kernel was shown of it.
     """
 
-    __slots__ = ("done", "landed", "outcome", "position", "size", "transaction", "undo")
+    __slots__ = ("done", "landed", "outcome", "position", "size", "transaction", "undo", "undone")
 
     def __init__(self, transaction: Transaction, undo: Undo, position: Position, size: int) -> None:
         self.transaction = transaction
         self.undo = undo
+        self.undone: Undo = []
         self.position = position
         self.size = size
         self.outcome: Outcome = None
@@ -86,10 +90,14 @@ class Pending:
 
 
 class Committer:
-    """One session's pending transactions. `run` is its task; everything else is called from the same event loop."""
+    """One session's pending transactions. `run` is its task; everything else is called from the same event loop.
 
-    def __init__(self, journal: Journal, tables: Tables, session: SessionId, runtime: Runtime) -> None:
+    `renews`: somebody adopts another session when this one is lost; otherwise everything fails then.
+    """
+
+    def __init__(self, journal: Journal, tables: Tables, session: SessionId, runtime: Runtime, *, renews: bool = True) -> None:
         self.session = session
+        self._renews = renews
         self.tables = tables
         self._journal = journal
         self._runtime = runtime
@@ -102,20 +110,40 @@ class Committer:
         self._room = trio.Event()
         self._since_save = 0
         self._unsaved_bytes = 0
+        self._registered = trio.Event()
+        self._registered.set()
         # Called before a transaction is queued; what it raises refuses the transaction. `on_withdraw` must not raise.
         self.on_submit: Callable[[Transaction], None] = lambda transaction: None
         self.on_withdraw: Callable[[TxnNumber], None] = lambda number: None
+        # Called with each entry of another session once it is applied, its transactions' outcomes and how to take it back; and
+        # with what it changed, also for what was shown here and did not commit.
+        self.on_foreign: Callable[[Entry, list[Outcome], Undo], None] = lambda entry, outcomes, undo: None
+        self.on_touched: Callable[[Touched], None] = lambda rows: None
+        # Called with a transaction that was shown here and did not commit.
+        self.on_refused: Callable[[Transaction], None] = lambda transaction: None
+        # Called whenever State has moved to another committed position.
+        self.on_progress: Callable[[], None] = lambda: None
+        # Called with the files that the session had leases on when it ended under this mount: nothing pending commits before
+        # `adopt`.
+        self.on_lost: Callable[[set[Ino]], None] = lambda leased: None
 
     @property
     def pending(self) -> int:
         """How many transactions are not known to be in the journal."""
         return len(self._queue) + len(self._flying)
 
+    @property
+    def lost(self) -> bool:
+        """Whether the session has ended under this mount, and no other is adopted yet."""
+        return not self._registered.is_set()
+
     def submit(self, changes: list[AnyChange]) -> Pending:
         """Apply a transaction and queue it.
 
-        Raises what the rules say when it cannot commit; then nothing happened.
+        Raises what the rules say when it cannot commit; then nothing happened. Raises Fenced while the session is lost.
         """
+        if self.lost:
+            raise Fenced("the session was declared dead")
         transaction = Transaction(TxnNumber(self._number + 1), changes)
         position = Position(self.tables.position + (2 if self._flying else 1))
         pending = Pending(transaction, [], position, sum(map(_weight, changes)))
@@ -134,6 +162,7 @@ class Committer:
 
     async def commit(self, changes: list[AnyChange]) -> None:
         """Submit a transaction and wait until it is in the journal."""
+        await self.registered()
         pending = self.submit(changes)
         self._urgent.set()
         await pending.committed()
@@ -142,6 +171,17 @@ class Committer:
         """Have `pending` sent now, and wait until it is in the journal."""
         self._urgent.set()
         await pending.committed()
+
+    async def registered(self) -> None:
+        """Return at once, or when a session that was lost has a successor. A hot path. Raises Fenced where it has none."""
+        if self.lost:
+            if not self._renews:
+                raise Fenced(f"session {self.session} was declared dead")
+            await self._registered.wait()
+
+    def hurry(self) -> None:
+        """Have everything that is pending sent now."""
+        self._urgent.set()
 
     async def sync(self) -> None:
         """Wait until everything submitted before this call is settled.
@@ -157,7 +197,8 @@ class Committer:
                 raise last.outcome
 
     async def throttle(self) -> None:
-        """Return at once while little is pending; otherwise wait until some of it is in the journal."""
+        """Return at once while little is pending; otherwise wait until some of it is in the journal, or for a new session."""
+        await self.registered()
         while len(self._queue) >= PENDING_MAX:
             self._urgent.set()
             await self._room.wait()
@@ -166,7 +207,10 @@ class Committer:
         """Append what is pending, group by group, until cancelled."""
         while True:
             await self._wait_for_work()
+            await self._registered.wait()
             self._take_group()
+            if not self._flying:
+                continue
             entry = Entry(self.session, self._runtime.now_ns(), [pending.transaction for pending in self._flying])
             try:
                 position = await self._persist(partial(self._journal.append, encode_entry(entry)))
@@ -212,6 +256,58 @@ class Committer:
             for entry, position in entries:
                 self._apply(entry, position)
             self._redo()
+            self.on_progress()
+
+    def adopt(self, session: SessionId, refused: Callable[[Transaction], bool]) -> None:
+        """Go on as `session`, whose registration is applied: what is pending is sent under its numbers, in order.
+
+        The rules for conflicts decide about each; what `refused` says ends with Fenced, and so does what builds on an inode
+        that could not be made.
+        """
+        assert self.lost, "a session is adopted when the old one is lost"
+        waiting = list(self._queue)
+        self._queue.clear()
+        # Numbers go on where they were: the staging log knows transactions by number alone.
+        self.session = session
+        self._registered.set()
+        unmade: set[Ino] = set()
+        for pending in waiting:
+            old = pending.transaction
+            # While it was taken back the kernel was shown State without it.
+            self.on_touched(touched(pending.undone))
+            if refused(old) or any(getattr(change, "ino", None) in unmade for change in old.changes):
+                self._refuse(pending, Fenced("the session under which this was done was lost"))
+            else:
+                self.on_withdraw(old.number)
+                self._resubmit(pending, Transaction(TxnNumber(self._number + 1), old.changes))
+            if pending.outcome is not None:
+                unmade.update(change.ino for change in old.changes if isinstance(change, Make))
+        self._work.set()
+        self._urgent.set()
+        self.on_progress()
+
+    def refuse_pending(self, error: AgentfsError) -> None:
+        """Fail everything that is held for a new session: none can be had for too long."""
+        waiting = list(self._queue)
+        self._queue.clear()
+        for pending in waiting:
+            self._refuse(pending, error)
+
+    def _resubmit(self, pending: Pending, transaction: Transaction) -> None:
+        pending.transaction = transaction
+        pending.position = Position(self.tables.position + 1)
+        outcome = self._speculate(pending)
+        if outcome is None:
+            try:
+                self.on_submit(transaction)
+            except AgentfsError as error:
+                self.tables.take_back(pending.undo)
+                pending.undo, outcome = [], error
+        if outcome is None:
+            self._number = transaction.number
+            self._queue.append(pending)
+        else:
+            self._refuse(pending, outcome)
 
     @property
     def transactions(self) -> list[Transaction]:
@@ -280,6 +376,7 @@ class Committer:
         if self._queue and self._queue[0].position != position + 1:
             self._take_back()
             self._redo()
+        self.on_progress()
 
     # ---- speculation
 
@@ -294,31 +391,73 @@ class Committer:
     def _take_back(self) -> None:
         for pending in [*self._queue][::-1] + self._flying[::-1]:
             self.tables.take_back(pending.undo)
-            pending.undo = []
+            pending.undo, pending.undone = [], pending.undo
 
     def _apply(self, entry: Entry, position: Position) -> None:
         """Apply an entry of the journal; if it carries what is pending here, that is settled."""
         seen = self.tables.sessions[self.session].seen
+        leased = self._leased() if _fences(entry, self.session) else None
+        mark = self.tables.mark()
         outcomes = apply_entry(self.tables, entry, position)
+        undo = self.tables.cut(mark)
         self.tables.settle()
+        rows = touched(undo)
         if entry.session != self.session:
-            return
-        known = {txn.number: outcome for txn, outcome in zip(entry.transactions, outcomes, strict=True) if txn.number > seen}
+            self.on_touched(rows)
+            self.on_foreign(entry, outcomes, undo)
+            if self.tables.sessions[self.session].standing == FENCED:
+                self._lose(leased or set())
+        elif not self._settle_own(entry, outcomes, seen):
+            # Something was sent under our number that we did not send: a copy of this session runs elsewhere.
+            self.on_touched(rows)
+            self._lose(self._leased())
+
+    def _settle_own(self, entry: Entry, outcomes: list[Outcome], seen: TxnNumber) -> bool:
+        """What of an entry under our number is what we sent, has its outcome now; whether that is all of it.
+
+        What a fence stopped is not settled: it goes out under the next session.
+        """
+        sent = {transaction.number: transaction for transaction in self.transactions}
+        fresh = [(txn, outcome) for txn, outcome in zip(entry.transactions, outcomes, strict=True) if txn.number > seen]
+        ours = {txn.number: outcome for txn, outcome in fresh if sent.get(txn.number) == txn}
+        known = {number: outcome for number, outcome in ours.items() if not (self.lost and isinstance(outcome, Fenced))}
         self._flying = [pending for pending in self._flying if not self._settle(pending, known)]
+        # A copy may have sent what waits here still, from before it was made.
+        self._queue = deque(pending for pending in self._queue if not self._settle(pending, known))
         for number, outcome in known.items():
             if number in self._given_up:
                 self._given_up.pop(number).landed = outcome is None
+        return len(ours) == len(fresh)
+
+    def _leased(self) -> set[Ino]:
+        grants = ((ino, grant) for (ino, _), leases in self.tables.leases.items() for grant in leases.grants)
+        return {ino for ino, grant in grants if grant.session == self.session}
+
+    def _lose(self, leased: set[Ino]) -> None:
+        """The session is not ours any more: what of the pending did not land by now never will, under its number."""
+        if self.lost:
+            return
+        _log.error("session_lost", session=self.session, pending=self.pending)
+        self._registered = trio.Event()
+        self._queue.extendleft(reversed(self._flying))
+        self._flying = []
+        self._given_up.clear()
+        self.on_lost(leased)
+        if not self._renews:
+            self.refuse_pending(Fenced(f"session {self.session} was declared dead"))
 
     def _settle(self, pending: Pending, known: dict[TxnNumber, Outcome]) -> bool:
         if pending.transaction.number not in known:
             return False
         pending.outcome = known[pending.transaction.number]
         if pending.outcome is not None:
-            self.on_withdraw(pending.transaction.number)
+            self._withdraw_refused(pending)
         pending.done.set()
         return True
 
     def _redo(self) -> None:
+        if self.lost:
+            return
         following = Position(self.tables.position + 1)
         for pending in self._flying:
             # Whatever comes of it now, what counts is the outcome where the journal puts it: an abort is no guess that holds.
@@ -354,11 +493,21 @@ class Committer:
             self._refuse(pending, error)
 
     def _refuse(self, pending: Pending, outcome: AgentfsError) -> None:
-        if isinstance(outcome, Fenced):
-            _log.error("session_fenced", session=self.session)
+        changes = [type(change).__name__ for change in pending.transaction.changes]
+        _log.info("transaction_refused", reason=str(outcome), changes=changes, number=pending.transaction.number)
         pending.outcome = outcome
-        self.on_withdraw(pending.transaction.number)
+        self._withdraw_refused(pending)
         pending.done.set()
+
+    def _withdraw_refused(self, pending: Pending) -> None:
+        self.on_withdraw(pending.transaction.number)
+        self.on_touched(touched(pending.undone))
+        self.on_refused(pending.transaction)
+
+
+def _fences(entry: Entry, session: SessionId) -> bool:
+    changes = (change for transaction in entry.transactions for change in transaction.changes)
+    return any(isinstance(change, Fence) and change.session == session for change in changes)
 
 
 def groups(transactions: list[Transaction]) -> Iterator[list[Transaction]]:

@@ -1,15 +1,22 @@
 """What every kind of operation of a mounted workspace shares."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from cachetools import LRUCache
+from msgspec.structs import replace
 
+from agentfs.model.entry import Entry
 from agentfs.model.errors import NameTooLong, ReadOnly, Stale
+from agentfs.model.extents import Extent
 from agentfs.model.ids import Ino
 from agentfs.model.inode import NAME_MAX, Inode
 from agentfs.runtime import Runtime
+from agentfs.state.apply import Outcome
+from agentfs.state.rows import Undo
 from agentfs.state.tables import Tables
 from agentfs.workspace.committer import Committer
+from agentfs.workspace.follower import Follower
 from agentfs.workspace.handles import Handles
 from agentfs.workspace.reader import Reader
 from agentfs.workspace.staging import Staging
@@ -18,12 +25,25 @@ from agentfs.workspace.writeback import Writeback
 GHOSTS_MAX = 4096
 
 
+async def _nothing_to_confirm(number: int) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What is left of a file that was removed elsewhere: its attributes and where its bytes are."""
+
+    inode: Inode
+    extents: list[Extent]
+
+
 @dataclass(slots=True)
 class Core:
     """The parts of one mounted workspace, and the look at an inode as this mount's processes see it."""
 
     tables: Tables
     committer: Committer
+    follower: Follower
     staging: Staging
     writeback: Writeback
     reader: Reader
@@ -34,18 +54,49 @@ class Core:
     next_ino: Ino
     ghosts: LRUCache[Ino, Inode] = field(default_factory=lambda: LRUCache(GHOSTS_MAX))
     """Removed inodes that the kernel may still ask about: the working directory of a process, an O_PATH descriptor."""
+    must_confirm: Callable[[Ino], bool] = lambda ino: False
+    """Whether the file is locked and the session may be dead: then `confirm` before its content is touched. A hot path."""
+    confirm: Callable[[int], Awaitable[None]] = _nothing_to_confirm
+    is_locked: Callable[[Ino], bool] = lambda ino: False
+    on_foreign: Callable[[Entry, list[Outcome], Undo], None] = lambda entry, outcomes, undo: None
+    """Called with each entry of another session that was applied, its transactions' outcomes and how to take it back."""
+    remains: dict[Ino, Remains] = field(default_factory=dict)
+    """Files that another mount removed while they were open here, until they are closed."""
 
     def inode(self, ino: Ino) -> Inode:
         """The inode with what is staged laid over it: what stat(2) shows. A hot path. Raises Stale."""
         inode = self.tables.inode(ino)
         if inode is None:
-            inode = self.ghosts.get(ino)
+            left = self.remains.get(ino)
+            inode = left.inode if left is not None else self.ghosts.get(ino)
             if inode is None:
                 raise Stale(f"inode {ino} is gone")
         file = self.staging.files.get(ino)
         if file is not None:
             inode = file.over(inode)
         return inode
+
+    def erasing(self, ino: Ino) -> None:
+        """An inode is about to go from State: what is open here stays readable, what was staged of the rest is of no use."""
+        inode = self.tables.inode(ino)
+        if inode is None:
+            return
+        inode = replace(inode, nlink=0)
+        self.ghosts[ino] = inode
+        if self.handles.is_open(ino):
+            self.remains[ino] = Remains(inode, self.tables.extents(ino, 0, inode.size))
+        else:
+            self.staging.discard(ino)
+
+    def closed(self, ino: Ino) -> None:
+        """The last handle on an inode is closed."""
+        if self.remains.pop(ino, None) is not None:
+            self.staging.discard(ino)
+
+    def is_gone(self, ino: Ino) -> bool:
+        """Whether the inode has no name and is not this mount's to keep: it cannot be opened any more."""
+        inode = self.tables.inode(ino)
+        return inode is None or (inode.nlink == 0 and self.tables.orphans.get(ino) != self.committer.session)
 
     def new_ino(self) -> Ino:
         """An inode number that was never given before."""

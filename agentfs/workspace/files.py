@@ -3,7 +3,7 @@
 import os
 
 from agentfs.model.changes import Drop
-from agentfs.model.errors import BadHandle, Invalid, IsDirectory, TooLarge
+from agentfs.model.errors import BadHandle, Invalid, IsDirectory, Stale, TooLarge
 from agentfs.model.ids import Ino
 from agentfs.model.inode import FILE_SIZE_MAX
 from agentfs.workspace.core import Core
@@ -16,8 +16,19 @@ class Files:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def open(self, ino: Ino, flags: int) -> Handle:
-        """open(2) of an inode that exists; O_TRUNC empties it. Raises Stale, IsDirectory, ReadOnly."""
+    async def open(self, ino: Ino, flags: int) -> Handle:
+        """open(2) of an inode that exists; O_TRUNC empties it. What any mount has closed before is what will be read.
+
+        Raises Stale for a file that was removed: its name has to be looked up again. Raises IsDirectory, ReadOnly, Unavailable.
+        """
+        await self._core.follower.reach_tail()
+        await self._core.committer.registered()
+        if self._core.is_gone(ino):
+            raise Stale("the file was removed or replaced")
+        return self.open_known(ino, flags)
+
+    def open_known(self, ino: Ino, flags: int) -> Handle:
+        """As `open`, for an inode that State is known to be right about."""
         core = self._core
         inode = core.inode(ino)
         if inode.is_dir:
@@ -35,12 +46,23 @@ class Files:
         return ino in self._core.staging.files
 
     def ino_of(self, number: int) -> Ino:
-        """The inode that a handle is open on. Raises BadHandle."""
-        return self._core.handles.get(number).ino
+        """The inode that a handle is open on, lost or not. Raises BadHandle."""
+        return self._core.handles.ino_of(number)
+
+    def check(self, number: int) -> None:
+        """Raise BadHandle or Fenced for a handle that is of no use any more."""
+        self._core.handles.get(number)
 
     async def read(self, number: int, offset: int, length: int) -> bytes:
-        """Up to `length` bytes from `offset`: fewer at the end of the file. Raises BadHandle, Corrupt, Unavailable."""
-        return await self._core.reader.read(self._core.handles.get(number).ino, offset, length)
+        """Up to `length` bytes from `offset`: fewer at the end of the file. A hot path.
+
+        Raises BadHandle, Fenced, Corrupt, Unavailable.
+        """
+        ino = self._core.handles.get(number).ino
+        if self._core.must_confirm(ino):
+            await self._core.confirm(number)
+        left = self._core.remains.get(ino)
+        return await self._core.reader.read(ino, offset, length, removed=left)
 
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """Stage a write, and wait where much of the file is staged already. A hot path. Raises BadHandle, NoSpace."""
@@ -48,6 +70,8 @@ class Files:
         handle = core.handles.get(number)
         if not handle.writable:
             raise BadHandle("not open for writing")
+        if core.must_confirm(handle.ino):
+            await core.confirm(number)
         if offset + len(data) > FILE_SIZE_MAX:
             raise TooLarge("the file would be too large")
         file = core.staging.files.get(handle.ino)
@@ -72,12 +96,19 @@ class Files:
     async def flush(self, number: int) -> None:
         """What close(2) waits for: with durability `close`, that everything written is committed. Raises why it is not."""
         handle = self._core.handles.get(number)
-        if handle.writable and self._core.wait_for_close:
+        if handle.writable and (self._core.wait_for_close or self._core.is_locked(handle.ino)):
             await self._commit(handle.ino)
+            # What was written through it may have been set aside meanwhile.
+            self.check(number)
 
     async def sync(self, number: int) -> None:
         """fsync(2): what was written, and every operation before it, is committed on return. Raises why it is not."""
         await self._commit(self._core.handles.get(number).ino)
+        self.check(number)
+
+    async def sync_file(self, ino: Ino) -> None:
+        """What letting go of a lock waits for: that what was written to the file is committed. Raises why it is not."""
+        await self._core.writeback.commit(ino)
 
     async def sync_directory(self) -> None:
         """fsync(2) of a directory: every operation on names before it is committed on return."""
@@ -91,6 +122,9 @@ class Files:
         """Forget a handle. With the last one an inode without names goes."""
         core = self._core
         handle = core.handles.close(number)
-        if not core.handles.is_open(handle.ino) and core.tables.orphans.get(handle.ino) == core.committer.session:
+        if core.handles.is_open(handle.ino):
+            return
+        core.closed(handle.ino)
+        if not core.committer.lost and core.tables.orphans.get(handle.ino) == core.committer.session:
             core.staging.discard(handle.ino)
             core.committer.submit([Drop(handle.ino)])

@@ -1,18 +1,28 @@
 """Operations on names: look up, make, link, remove, rename, list."""
 
 import stat
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from msgspec.structs import replace
 
-from agentfs.model.changes import RENAME_EXCHANGE, RENAME_NOREPLACE, Link, Make, Rename, Rmdir, Unlink
-from agentfs.model.errors import Invalid, NameTooLong, NotDirectory, NotFound
+from agentfs.model.changes import RENAME_EXCHANGE, RENAME_NOREPLACE, AnyChange, Link, Make, Rename, Rmdir, Unlink
+from agentfs.model.errors import Exists, Invalid, IsDirectory, NameTooLong, NotDirectory, NotEmpty, NotFound, Stale
 from agentfs.model.ids import Ino
 from agentfs.model.inode import SYMLINK_MAX, Dentry, Inode
 from agentfs.workspace.core import Core, check_name
 
+T = TypeVar("T")
+
+_DECISIONS = (Exists, NotFound, NotEmpty, NotDirectory, IsDirectory, Stale)
+"""What depends on who was first."""
+
 
 class Names:
-    """The tree as this mount's processes see it. Names are bytes; owner and mode come from the process that asks."""
+    """The tree as this mount's processes see it. Names are bytes; owner and mode come from the process that asks.
+
+    An operation that State refuses is refused once State has the journal's tail: what is in its way may be gone by then.
+    """
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -48,28 +58,31 @@ class Names:
             mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
         ino = core.new_ino()
         change = Make(parent, name, ino, mode, uid, gid, rdev, target, core.runtime.now_ns())
-        if wait:
-            await core.committer.commit([change])
-        else:
-            await core.committer.throttle()
-            core.committer.submit([change])
+        # With others about, a name that seems free may be theirs: then their file is opened, as on a local disk.
+        wait = wait or core.tables.has_company(core.committer.session)
+        await self._decided(lambda: core.committer.commit([change]) if wait else self._submit(change))
         return core.inode(ino)
 
     async def link(self, ino: Ino, parent: Ino, name: bytes) -> Inode:
         """link(2): another name, committed on return. Raises Exists, NotFound, NotPermitted, TooManyLinks."""
         self._core.writable()
         check_name(name)
-        await self._core.committer.commit([Link(parent, name, ino, self._core.runtime.now_ns())])
+        change = Link(parent, name, ino, self._core.runtime.now_ns())
+        await self._decided(lambda: self._core.committer.commit([change]))
         return self._core.inode(ino)
 
     async def unlink(self, parent: Ino, name: bytes) -> None:
         """unlink(2). An open file stays readable and writable through its handles. Raises NotFound, IsDirectory."""
+        self._core.writable()
+        await self._decided(lambda: self._unlink(parent, name))
+
+    async def _unlink(self, parent: Ino, name: bytes) -> None:
         core = self._core
-        core.writable()
-        await core.committer.throttle()
+        if core.tables.has_company(core.committer.session):
+            # What others did before this call is what is removed, although it does not wait for the journal afterwards.
+            await core.follower.reach_tail()
         inode = self.look_up(parent, name)
-        keep = core.handles.is_open(inode.ino)
-        core.committer.submit([Unlink(parent, name, inode.ino, keep, core.runtime.now_ns())])
+        await self._submit(Unlink(parent, name, inode.ino, core.handles.is_open(inode.ino), core.runtime.now_ns()))
         self._gone(inode)
 
     async def rmdir(self, parent: Ino, name: bytes) -> None:
@@ -78,8 +91,11 @@ class Names:
         core.writable()
         if name == b".":
             raise Invalid("`.` cannot be removed")
+        await self._decided(lambda: self._rmdir(parent, name))
+
+    async def _rmdir(self, parent: Ino, name: bytes) -> None:
         inode = self.look_up(parent, name)
-        await core.committer.commit([Rmdir(parent, name, core.runtime.now_ns())])
+        await self._core.committer.commit([Rmdir(parent, name, self._core.runtime.now_ns())])
         self._gone(inode)
 
     async def rename(self, parent: Ino, name: bytes, new_parent: Ino, new_name: bytes, flags: int) -> None:
@@ -92,6 +108,10 @@ class Names:
         check_name(new_name)
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
             raise Invalid(f"rename flags {flags:#x} are not known")
+        await self._decided(lambda: self._rename(parent, name, new_parent, new_name, flags))
+
+    async def _rename(self, parent: Ino, name: bytes, new_parent: Ino, new_name: bytes, flags: int) -> None:
+        core = self._core
         replaced = core.tables.dentry(new_parent, new_name)
         target = core.inode(replaced.ino) if replaced else None
         keep = target is not None and core.handles.is_open(target.ino)
@@ -112,6 +132,20 @@ class Names:
         if not self._core.inode(ino).is_dir:
             raise NotDirectory("not a directory")
         return self._core.handles.open(ino).number
+
+    async def _decided(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await attempt()
+        except _DECISIONS:
+            before = self._core.tables.position
+            await self._core.follower.reach_tail(exact=True)
+            if self._core.tables.position == before:
+                raise
+        return await attempt()
+
+    async def _submit(self, change: AnyChange) -> None:
+        await self._core.committer.throttle()
+        self._core.committer.submit([change])
 
     def _gone(self, before: Inode) -> None:
         """After a removal: what the kernel may still ask about an inode that is gone, and what was staged of it."""

@@ -1,5 +1,7 @@
 """Reading a file's bytes: staged ones first, then what State's extents name, holes as zeros."""
 
+from typing import Protocol
+
 import structlog
 from cachetools import LRUCache
 
@@ -8,6 +10,7 @@ from agentfs.chunks.segment import decode_chunk, segment_key
 from agentfs.model.errors import AgentfsError, Corrupt, Unavailable
 from agentfs.model.extents import Chunk, Extent
 from agentfs.model.ids import Ino
+from agentfs.model.inode import Inode
 from agentfs.state.tables import Tables
 from agentfs.workspace.paths import path_of
 from agentfs.workspace.staging import Staging
@@ -16,6 +19,20 @@ DECODED_MAX = 32 << 20
 """Bytes of decoded chunks kept in memory: a sequential reader asks for each chunk several times."""
 
 _log = structlog.get_logger()
+
+
+class Removed(Protocol):
+    """A file that State has no more, and that is open still."""
+
+    @property
+    def inode(self) -> Inode:
+        """Its attributes."""
+        ...
+
+    @property
+    def extents(self) -> list[Extent]:
+        """Where its bytes are, in file order."""
+        ...
 
 
 class Reader:
@@ -32,13 +49,15 @@ class Reader:
         """Bytes of decoded chunks in memory."""
         return int(self._decoded.currsize)
 
-    async def read(self, ino: Ino, offset: int, length: int) -> bytes:
-        """Up to `length` bytes of a file from `offset`: fewer at its end. A hot path.
+    async def read(self, ino: Ino, offset: int, length: int, *, removed: Removed | None = None) -> bytes:
+        """Up to `length` bytes of a file from `offset`: fewer at its end; of one that is gone from State, what `removed` says.
+
+        A hot path.
 
         Raises Corrupt or Unavailable where a chunk cannot be had from any replica.
         """
         file = self._staging.files.get(ino)
-        inode = self._tables.inode(ino)
+        inode = removed.inode if removed is not None else self._tables.inode(ino)
         size = file.size if file else inode.size if inode else 0
         end = min(offset + length, size)
         if offset >= end:
@@ -46,11 +65,16 @@ class Reader:
         shown = min(end, inode.size if inode else 0)
         if file is not None and file.cut is not None:
             shown = min(shown, file.cut)
-        extents = self._tables.extents(ino, offset, shown) if offset < shown else []
+        extents = self._extents(ino, offset, shown, removed) if offset < shown else []
         staged = file.pieces(offset, end) if file is not None else []
         if end == shown and len(extents) == 1 and not staged and extents[0].offset <= offset and extents[0].end >= end:
             return await self._bytes(extents[0].part(offset, end))
         return await self._assemble(extents, staged, offset, end, shown)
+
+    def _extents(self, ino: Ino, start: int, end: int, removed: Removed | None) -> list[Extent]:
+        if removed is None:
+            return self._tables.extents(ino, start, end)
+        return [extent for extent in removed.extents if extent.offset < end and extent.end > start]
 
     async def _assemble(
         self, extents: list[Extent], staged: list[tuple[int, bytes]], offset: int, end: int, shown: int

@@ -11,9 +11,9 @@ from agentfs.journal.contract import Journal
 from agentfs.model.changes import CloseSession
 from agentfs.model.codec import encode_entry
 from agentfs.model.entry import Entry, Transaction
-from agentfs.model.errors import AgentfsError
+from agentfs.model.errors import AgentfsError, Fenced
 from agentfs.model.ids import SessionId, TxnNumber
-from agentfs.model.session import OPEN
+from agentfs.model.session import FENCED, OPEN
 from agentfs.runtime import Runtime
 from agentfs.state.tables import Tables
 from agentfs.workspace.committer import Committer, groups
@@ -41,18 +41,28 @@ async def recover(seat: Seat, tables: Tables, journal: Journal, replicas: Replic
     resend = [transaction for number, transaction in sorted(left.submitted.items()) if session and number > session.seen]
     if session is None or session.standing != OPEN or owner.boot != boot_id():
         if resend or left.files:
-            folder = seat.set_aside(owner.session)
-            seat.staging_path.mkdir(mode=0o700)
-            _log.error("staged_data_set_aside", folder=str(folder), session=owner.session)
+            _set_aside(seat, owner.session)
         if session is not None and session.standing == OPEN:
             await _append(tables, journal, owner.session, [], runtime, close=True)
         seat.clear()
         return
-    await _append(tables, journal, owner.session, resend, runtime)
-    await _commit_staged(seat, left, tables, journal, owner.session, replicas, runtime)
+    try:
+        await _append(tables, journal, owner.session, resend, runtime)
+        await _commit_staged(seat, left, tables, journal, owner.session, replicas, runtime)
+    except Fenced:
+        # Others have waited long enough: what has not arrived by now would come behind what they did since.
+        _set_aside(seat, owner.session)
+        seat.clear()
+        return
     await _append(tables, journal, owner.session, [], runtime, close=True)
     _log.info("recovered", session=owner.session, transactions=len(resend), files=len(left.files))
     seat.clear()
+
+
+def _set_aside(seat: Seat, session: SessionId) -> None:
+    folder = seat.set_aside(session)
+    seat.staging_path.mkdir(mode=0o700)
+    _log.error("staged_data_set_aside", folder=str(folder), session=session)
 
 
 def _read(seat: Seat) -> LeftOver:
@@ -80,6 +90,8 @@ async def _append(
     for group in groups(transactions):
         position = await journal.append(encode_entry(Entry(session, runtime.now_ns(), group)))
         await replay(tables, journal, position)
+        if tables.sessions[session].standing == FENCED:
+            raise Fenced(f"session {session} was declared dead before it could be recovered")
 
 
 async def _commit_staged(
@@ -93,7 +105,7 @@ async def _commit_staged(
 ) -> None:
     """Commit staged bytes through the same writeback that their mount would have used."""
     staging = Staging(seat.staging_path, runtime.boottime)
-    committer = Committer(journal, tables, session, runtime)
+    committer = Committer(journal, tables, session, runtime, renews=False)
     # The log goes on, so that a recovery that is killed in its turn sends nothing twice either.
     committer.on_submit = staging.log_submitted
     committer.on_withdraw = staging.log_withdrawn

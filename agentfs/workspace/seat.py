@@ -14,11 +14,13 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from agentfs.model.errors import Busy, Denied, NoSpace, Unavailable
+from agentfs.model.errors import AgentfsError, Busy, Denied, NoSpace, Unavailable
 from agentfs.model.ids import SessionId
 
 SEATS_MAX = 64
 """Mounts of one workspace with one cache directory."""
+
+_OWNER = "owner.json"
 
 _log = structlog.get_logger()
 
@@ -37,7 +39,7 @@ class Seat:
         self.path = path
         self.state_path = path / "state.sqlite"
         self.staging_path = path / "staging"
-        self._owner_path = path / "owner.json"
+        self._owner_path = path / _OWNER
 
     def owner(self) -> Owner | None:
         """Who staged what is here, None in a seat that was left in good order."""
@@ -58,10 +60,13 @@ class Seat:
         return before == boot_id()
 
     def take(self, session: SessionId) -> None:
-        """Say that what is staged here from now on belongs to `session`."""
+        """Say that what is staged here from now on belongs to `session`. Raises NoSpace, Unavailable."""
         temporary = self._owner_path.with_suffix(".tmp")
-        temporary.write_bytes(msgspec.json.encode(Owner(session, boot_id())))
-        temporary.replace(self._owner_path)
+        try:
+            temporary.write_bytes(msgspec.json.encode(Owner(session, boot_id())))
+            temporary.replace(self._owner_path)
+        except OSError as error:
+            raise _disk_error(self.path, error) from error
 
     def clear(self) -> None:
         """Remove what was staged: all of it is committed. The State file stays."""
@@ -71,12 +76,17 @@ class Seat:
                 path.unlink()
 
     def set_aside(self, session: SessionId) -> Path:
-        """Move what is staged to a recovery folder, which is never removed, and return it."""
+        """Move what is staged to a recovery folder, and return it."""
+        folder = self.recovery_folder(session)
+        self.staging_path.rename(folder)
+        self._owner_path.unlink(missing_ok=True)
+        return folder
+
+    def recovery_folder(self, session: SessionId) -> Path:
+        """The name of a recovery folder that does not exist yet. Such a folder is never removed."""
         number = 0
         while (folder := self.path.parent / f"recovered-{session}-{number}").exists():
             number += 1
-        self.staging_path.rename(folder)
-        self._owner_path.unlink(missing_ok=True)
         return folder
 
 
@@ -100,17 +110,22 @@ def open_seat(cache: Path) -> Iterator[Seat]:
     except PermissionError as error:
         raise Denied(f"{cache}: {error.strerror}; name another with --cache-dir") from error
     except OSError as error:
-        kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unavailable
-        raise kind(f"{cache}: {error.strerror}; name another with --cache-dir") from error
+        raise _disk_error(cache, error) from error
     try:
         yield Seat(path)
     finally:
         os.close(lock)
 
 
+def _disk_error(path: Path, error: OSError) -> AgentfsError:
+    kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unavailable
+    return kind(f"{path}: {error.strerror}; name another with --cache-dir")
+
+
 def _lock_one(cache: Path) -> tuple[Path, int]:
-    for number in range(SEATS_MAX):
-        path = cache / str(number)
+    # First those that a killed mount left something in: nobody else would ever see to it.
+    left = [path for path in (cache / str(number) for number in range(SEATS_MAX)) if (path / _OWNER).exists()]
+    for path in [*left, *(cache / str(number) for number in range(SEATS_MAX))]:
         path.mkdir(exist_ok=True, mode=0o700)
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

@@ -54,10 +54,13 @@ class Layer:
     `ranges` of the staging file `fd` are to be committed, at the file's own offsets; `visible` is what of them a later
     truncation left. `append`: all of it was written by O_APPEND. `cut`: the least size it was truncated to, `grown` the last.
     `written_ns`: when it was last written or truncated; `set_mtime`: an explicit time stamp set after that, with when it was
-    set. `shown`: `pending`, a transaction that says all this, is under way, so State shows it already.
+    set. `shown`: `pending`, a transaction that says all this, is under way, so State shows it already. `moved`: the staging
+    file is in a recovery folder.
     """
 
-    __slots__ = ("append", "cut", "fd", "grown", "pending", "ranges", "set_mtime", "shown", "slot", "visible", "written_ns")
+    __slots__ = (
+        *("append", "cut", "fd", "grown", "moved", "pending", "ranges", "set_mtime", "shown", "slot", "visible", "written_ns"),
+    )
 
     def __init__(self) -> None:
         self.slot = -1
@@ -71,13 +74,15 @@ class Layer:
         self.grown: int | None = None
         self.pending: Pending | None = None
         self.shown = False
+        self.moved = False
 
 
 class DirtyFile:
     """What is staged of one file: the layer that takes writes, and the frozen ones being committed, oldest first.
 
     `size`, `mtime_ns` and `ctime_ns` are what stat(2) shows, `cut` hides what State holds beyond it. `commit_order` keeps two
-    commits of the file in their order; `since` is when the oldest unsaved change came (seconds, boot time).
+    commits of the file in their order; `since` is when the oldest unsaved change came (seconds, boot time). `set_aside`: its
+    bytes are in a recovery folder.
     """
 
     def __init__(self, ino: Ino, size: int, now_ns: int, since: float) -> None:
@@ -89,6 +94,7 @@ class DirtyFile:
         self.active: Layer | None = None
         self.frozen: list[Layer] = []
         self.commit_order = trio.Lock()
+        self.set_aside = False
 
     @property
     def dirty_bytes(self) -> int:
@@ -259,6 +265,12 @@ class Staging:
         """Whether the file was discarded while a commit of it was under way."""
         return self.files.get(file.ino) is not file
 
+    def move_slot(self, layer: Layer, path: Path) -> None:
+        """Move a layer's staging file to `path`; the layer must then be given up."""
+        if layer.slot >= 0:
+            (self.directory / f"slot-{layer.slot}").rename(path)
+            layer.moved = True
+
     def adopt(self, ino: Ino, left: LeftFile, *, size: int, now_ns: int) -> None:
         """Take over what a killed mount staged of a file, whose size is `size` now; the log, which says so, stays as it is."""
         file = self.files.get(ino)
@@ -280,9 +292,12 @@ class Staging:
         return layer
 
     def compact_log(self, pending: list[Transaction]) -> None:
-        """Write the log anew when it is long: what is staged, and `pending`, what is or may be on its way. Raises NoSpace."""
-        if self.log.size < LOG_MAX:
-            return
+        """Write the log anew when it is long. Raises NoSpace."""
+        if self.log.size >= LOG_MAX:
+            self.rewrite_log(pending)
+
+    def rewrite_log(self, pending: list[Transaction]) -> None:
+        """Write the log anew: what is staged, and `pending`, what is or may be on its way. Raises NoSpace."""
         draft = self.directory / "log.new"
         draft.unlink(missing_ok=True)
         log = StagingLog(draft)
@@ -363,6 +378,9 @@ class Staging:
 
     def _give_slot(self, layer: Layer) -> None:
         if layer.slot < 0:
+            return
+        if layer.moved:
+            os.close(layer.fd)
             return
         if os.fstat(layer.fd).st_size > _SLOT_KEPT_BYTES:
             os.ftruncate(layer.fd, 0)

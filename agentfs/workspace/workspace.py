@@ -11,28 +11,39 @@ import trio
 
 from agentfs.chunks.contract import Capacity, ChunkStore
 from agentfs.journal.contract import Journal
-from agentfs.model.changes import Found
+from agentfs.model.changes import Fence, Found
 from agentfs.model.codec import decode_entry
-from agentfs.model.errors import AgentfsError, Invalid, IsDirectory
+from agentfs.model.entry import Entry
+from agentfs.model.errors import AgentfsError, Busy, Invalid, IsDirectory
 from agentfs.model.ids import Ino, Position, ReplicaId, SessionId, first_ino
 from agentfs.model.session import OPEN
 from agentfs.runtime import Runtime
+from agentfs.state.apply import Outcome
 from agentfs.state.queries import placements, segment_count
+from agentfs.state.rows import Undo
 from agentfs.state.tables import Tables
 from agentfs.workspace.attributes import Attributes
 from agentfs.workspace.committer import Committer
 from agentfs.workspace.core import Core
 from agentfs.workspace.files import Files
+from agentfs.workspace.follower import Follower
 from agentfs.workspace.handles import Handles
+from agentfs.workspace.heartbeat import Heartbeat
+from agentfs.workspace.judge import Judge
+from agentfs.workspace.kernel import Kernel, NoKernel
+from agentfs.workspace.lock_list import LockList
+from agentfs.workspace.locks import Locks
+from agentfs.workspace.membership import Membership
 from agentfs.workspace.names import Names
 from agentfs.workspace.paths import path_of, resolve
 from agentfs.workspace.reader import DECODED_MAX, Reader
 from agentfs.workspace.recovery import recover
+from agentfs.workspace.remote_changes import RemoteChange, remote_changes
 from agentfs.workspace.replay import open_state, remove_state
-from agentfs.workspace.seat import open_seat, recovery_folders
-from agentfs.workspace.session import close_session, open_session
+from agentfs.workspace.seat import Seat, open_seat, recovery_folders
+from agentfs.workspace.session import Identity, Registration, close_session, open_session
 from agentfs.workspace.staging import Staging
-from agentfs.workspace.status import CacheStatus, ReplicaStatus, SessionStatus, WorkspaceStatus
+from agentfs.workspace.status import CacheStatus, LockRow, ReplicaStatus, SessionStatus, WorkspaceStatus
 from agentfs.workspace.writeback import Replicas, Writeback
 
 Durability = Literal["close", "fsync"]
@@ -86,15 +97,47 @@ class VersionRecord:
 class Workspace:
     """One mount's workspace. `names`, `files` and `attributes` are its operations."""
 
-    def __init__(self, core: Core, found: Found, chunks: ChunkCache, replicas: Stores, cache: Path) -> None:
+    def __init__(
+        self,
+        core: Core,
+        parts: "Parts",
+        found: Found,
+        chunks: ChunkCache,
+        replicas: Stores,
+        cache: Path,
+    ) -> None:
         self._core = core
+        self._heartbeat = parts.heartbeat
+        self._judge = parts.judge
+        self.locks = parts.locks
+        self._lock_list = LockList(core.tables, parts.locks, lambda: core.committer.session, self.ttl_of, core.runtime)
         self._found = found
         self._chunks = chunks
         self._replicas = replicas
         self._cache = cache
         self.names = Names(core)
         self.files = Files(core)
-        self.attributes = Attributes(core, len(found.replicas))
+        self.attributes = Attributes(core, len(found.replicas), self._lock_list.holders)
+
+    async def reach_tail(self) -> None:
+        """Return once names are as they were in the journal when this was called. Raises Unavailable."""
+        await self._core.follower.reach_tail()
+
+    def watch(self, knows: Callable[[Ino], bool], take: Callable[[list[RemoteChange]], None]) -> None:
+        """Have `take` called with what other mounts did in the directories that `knows` answers for, once it is applied."""
+        tables = self._core.tables
+
+        def foreign(entry: Entry, outcomes: list[Outcome], undo: Undo) -> None:
+            changes = remote_changes(tables, entry, outcomes, undo, knows)
+            if changes:
+                take(changes)
+
+        self._core.on_foreign = foreign
+
+    @property
+    def remaining_seconds(self) -> float:
+        """How long what the kernel is told can be relied on without another word from here. A hot path."""
+        return self._heartbeat.remaining_seconds
 
     def forget(self, inos: list[Ino]) -> None:
         """The kernel knows these inodes no longer."""
@@ -173,7 +216,38 @@ class Workspace:
                 staging_bytes=core.staging.disk_bytes,
             ),
             recovered=recovery_folders(self._cache),
+            lease_ttl_seconds=self._heartbeat.ttl_seconds,
+            leases=sum(any(g.session == core.committer.session for g in each.grants) for each in tables.leases.values()),
         )
+
+    def list_locks(self) -> list[LockRow]:
+        """Every lock and lease that this mount knows of, and who waits for one."""
+        return self._lock_list.rows()
+
+    async def break_locks(self, path: bytes) -> list[str]:
+        """Fence the other sessions that have leases on the file at `path`; return who they were.
+
+        Their locks end, and what they have not saved of the files that they had leases on goes to their recovery folders.
+        Raises NotFound, and Busy when processes of this mount hold it: they are for whoever may end them.
+        """
+        core = self._core
+        await core.follower.reach_tail(exact=True)
+        ino = resolve(core.tables, path).ino
+        for (each, _), locks in self.locks.held():
+            if each == ino:
+                pids = ", ".join(str(lock.pid) for lock in locks)
+                raise Busy(f"{path.decode(errors='replace')}: held on this mount, by process {pids}")
+        grants = [grant for (each, _), leases in core.tables.leases.items() if each == ino for grant in leases.grants]
+        others = sorted({grant.session for grant in grants} - {core.committer.session})
+        for session in others:
+            await core.committer.commit([Fence(session, core.runtime.now_ns())])
+        return [core.tables.sessions[session].writer for session in others]
+
+    def ttl_of(self, session: SessionId) -> float | None:
+        """How long a session may stay silent before it is judged dead; None where that is not known yet."""
+        if session == self._core.committer.session:
+            return self._heartbeat.remaining_seconds
+        return self._judge.remaining_seconds(session)
 
     def _unsaved(self) -> list[Ino]:
         """Files with changes to commit: not those without a name."""
@@ -192,6 +266,7 @@ class Workspace:
                 label=each.label,
                 opened_ns=each.opened_ns,
                 this=each.session == self._core.committer.session,
+                ttl_seconds=self.ttl_of(each.session),
             )
             for each in self._core.tables.sessions.values()
             if each.standing == OPEN
@@ -225,12 +300,16 @@ async def open_workspace(
     label: str = "",
     read_only: bool = False,
     durability: Durability = "close",
+    lease_ttl_seconds: float = 10.0,
+    staleness_seconds: float = 0.0,
+    kernel: Kernel | None = None,
 ) -> AsyncIterator[Workspace]:
     """Bring State up to the journal's tail, recover what a killed mount left, register a session, and serve.
 
     `chunks` is what is read through, `replicas` what is written to. On the way out everything is drained;
-    what could not be stays staged for the next mount.
+    what could not be stays staged for the next mount. `kernel` is told what other mounts change.
     """
+    identity = Identity(host=host, pid=pid, label=label, ttl_seconds=lease_ttl_seconds)
     found = await _first_change(journal)
     cache = cache_dir / found.workspace
     with open_seat(cache) as seat:
@@ -240,13 +319,25 @@ async def open_workspace(
         tables = await open_state(seat.state_path, journal)
         try:
             await recover(seat, tables, journal, replicas, runtime)
-            session = await open_session(tables, journal, runtime, host=host, pid=pid, label=label)
-            seat.take(session)
-            async with _serving(tables, journal, session, seat.staging_path, chunks, replicas, runtime) as core:
+            registration = await open_session(tables, journal, runtime, identity)
+            seat.take(registration.session)
+            serving = _serving(
+                tables=tables,
+                journal=journal,
+                registration=registration,
+                identity=identity,
+                seat=seat,
+                chunks=chunks,
+                replicas=replicas,
+                kernel=kernel or NoKernel(),
+                staleness_seconds=staleness_seconds,
+                runtime=runtime,
+            )
+            async with serving as (core, parts):
                 core.read_only, core.wait_for_close = read_only, durability == "close"
-                workspace = Workspace(core, found, chunks, replicas, cache)
+                workspace = Workspace(core, parts, found, chunks, replicas, cache)
                 yield workspace
-                left = await _leave(workspace, core)
+                left = await _leave(workspace, core, journal)
             if not left:
                 seat.clear()
         finally:
@@ -262,24 +353,41 @@ async def _first_change(journal: Journal) -> Found:
     raise Invalid("the journal holds no workspace: its first entry is missing")
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What makes a mount one of several."""
+
+    heartbeat: Heartbeat
+    judge: Judge
+    locks: Locks
+
+
 @asynccontextmanager
 async def _serving(
+    *,
     tables: Tables,
     journal: Journal,
-    session: SessionId,
-    staging_path: Path,
+    registration: Registration,
+    identity: Identity,
+    seat: Seat,
     chunks: ChunkStore,
     replicas: Stores,
+    kernel: Kernel,
+    staleness_seconds: float,
     runtime: Runtime,
-) -> AsyncIterator[Core]:
-    staging = Staging(staging_path, runtime.boottime)
-    committer = Committer(journal, tables, session, runtime)
+) -> AsyncIterator[tuple[Core, Parts]]:
+    staging = Staging(seat.staging_path, runtime.boottime)
+    committer = Committer(journal, tables, registration.session, runtime)
     committer.on_submit = staging.log_submitted
     committer.on_withdraw = staging.log_withdrawn
     writeback = Writeback(staging, committer, replicas, runtime)
+    follower = Follower(journal, committer, runtime, staleness_seconds=staleness_seconds)
+    heartbeat = Heartbeat(journal, committer, runtime, ttl_seconds=identity.ttl_seconds, sent=registration.sent)
+    judge = Judge(journal, committer, runtime, interval_seconds=heartbeat.interval_seconds)
     core = Core(
         tables=tables,
         committer=committer,
+        follower=follower,
         staging=staging,
         writeback=writeback,
         reader=Reader(tables, staging, chunks),
@@ -287,24 +395,70 @@ async def _serving(
         runtime=runtime,
         read_only=False,
         wait_for_close=True,
-        next_ino=first_ino(session),
+        next_ino=first_ino(registration.session),
     )
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(committer.run)
-            nursery.start_soon(writeback.run)
-            yield core
+            locks = Locks(
+                committer=committer,
+                writeback=writeback,
+                follower=follower,
+                heartbeat=heartbeat,
+                kernel=kernel,
+                runtime=runtime,
+                nursery=nursery,
+                on_lost=core.handles.lose,
+            )
+            membership = Membership(
+                core,
+                locks=locks,
+                heartbeat=heartbeat,
+                kernel=kernel,
+                journal=journal,
+                seat=seat,
+                identity=identity,
+                runtime=runtime,
+            )
+            _connect(core, locks, heartbeat, membership, kernel)
+            for task in (committer.run, writeback.run, follower.run, heartbeat.run, heartbeat.watch, judge.run, membership.run):
+                nursery.start_soon(task)
+            yield core, Parts(heartbeat, judge, locks)
             nursery.cancel_scope.cancel()
     finally:
         replicas.on_straggler = None
         staging.close()
 
 
-async def _leave(workspace: Workspace, core: Core) -> bool:
+def _connect(core: Core, locks: Locks, heartbeat: Heartbeat, membership: Membership, kernel: Kernel) -> None:
+    """Who is told of what."""
+    committer = core.committer
+    committer.on_touched = kernel.changed
+    committer.on_progress = locks.progressed
+    committer.on_lost = membership.lost
+    committer.on_refused = membership.refused
+    heartbeat.on_lapse = locks.lapsed
+    core.tables.before_erase = core.erasing
+    core.must_confirm = locks.must_confirm
+    core.is_locked = locks.is_locked
+
+    async def confirm(number: int) -> None:
+        await heartbeat.confirm()
+        core.handles.get(number)
+
+    core.confirm = confirm
+
+    def foreign(entry: Entry, outcomes: list[Outcome], undo: Undo) -> None:
+        locks.observe(entry)
+        core.on_foreign(entry, outcomes, undo)
+
+    committer.on_foreign = foreign
+
+
+async def _leave(workspace: Workspace, core: Core, journal: Journal) -> bool:
     """Drain and say goodbye; whether something stays staged for the next mount."""
     failed = await workspace.drain()
     for line in failed:
         _log.error("not_drained", what=line)
-    closed = not failed and await close_session(core.committer)
+    closed = not failed and await close_session(core.committer, journal)
     core.committer.save()
     return not closed

@@ -12,7 +12,7 @@ import trio
 from agentfs.chunks.contract import ChunkStore
 from agentfs.chunks.segment import Segment, SegmentBuilder
 from agentfs.model.changes import AddSegment, AnyChange, ChunkRun, InlineRun, Placed, SetAttr, Truncate, Write
-from agentfs.model.errors import AgentfsError, NoSpace, Stale, Unavailable
+from agentfs.model.errors import AgentfsError, Fenced, NoSpace, Unavailable
 from agentfs.model.extents import CHUNK_MAX, INLINE_MAX
 from agentfs.model.ids import Ino, ReplicaId
 from agentfs.runtime import Runtime
@@ -89,6 +89,8 @@ class Writeback:
             finally:
                 if self._staging.is_discarded(file):
                     self._staging.give_up(file)
+        if file.set_aside:
+            raise Fenced("the lock under which this was written was lost")
         under_way = [layer.pending for layer in file.frozen if layer.shown]
         if layers:
             await self._settle(file, layers)
@@ -97,11 +99,9 @@ class Writeback:
 
     async def _send(self, file: DirtyFile) -> list[Layer]:
         """Submit what is staged and not sent; return the layers that the transaction covers, none if there was nothing."""
+        await self._committer.registered()
         inode = self._committer.tables.inode(file.ino)
-        if inode is None:
-            self._staging.discard(file.ino)
-            raise Stale("the file was removed")
-        if inode.nlink == 0:
+        if inode is None or inode.nlink == 0:
             return []
         await self._forget_landed(file)
         return await self._submit(file) if self._staging.freeze(file) else []
@@ -125,6 +125,9 @@ class Writeback:
         while missing := [layer for layer in file.unsent if layer not in built]:
             for layer in missing:
                 built[layer] = await self._build(layer)
+        await self._committer.registered()
+        if file.set_aside:
+            raise Fenced("the lock under which this was written was lost")
         layers = file.unsent
         changes: list[AnyChange] = []
         for layer in layers:

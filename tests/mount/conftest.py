@@ -1,7 +1,9 @@
 """Fixtures of the mount tests.
 
 `mounted` is a workspace of the test's own, mounted; `shared_mount` is one for a whole module and `here` an empty directory in
-it. With AGENTFS_TEST_DIR=DIR the suite runs in that local directory, without agentfs: it shows that the tests ask for what a
+it. `mounts` makes several mounts of one workspace, and `shared_mounts` are three of them for a whole module.
+
+With AGENTFS_TEST_DIR=DIR the suite runs in that local directory, without agentfs: it shows that the tests ask for what a
 filesystem does, and not for what this one does. Tests that remount, kill or ask agentfs something are skipped then. Use a
 tmpfs, such as /dev/shm: ext4 cannot hold the largest extended attributes.
 
@@ -11,15 +13,20 @@ AGENTFS_TEST_HANG_SECONDS (after how long a daemon is killed so that its tests f
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.mount.lockers import Locker
 from tests.mount.place import Mount, Plain, mounts_under, wait_until
 
 DESCRIPTORS_SPARE = 24
 """Descriptors that a daemon may have open at a module's end beyond those at its start: pools that fill on demand."""
+
+LABELS = ("mount-a", "mount-b", "mount-c")
+"""What several mounts of one workspace are called."""
 
 Place = Mount | Plain
 
@@ -45,6 +52,77 @@ def open_place(factory: pytest.TempPathFactory) -> Place:
     return place
 
 
+@contextmanager
+def several_places(factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Place]]]:
+    """A function that makes `count` mounts of one new workspace with the same options, discarded on leaving.
+
+    In place of mounts, a plain directory is the same one under several paths.
+    """
+    with ExitStack() as stack:
+
+        def make(count: int, *options: str) -> list[Place]:
+            first: Place
+            if plain := plain_directory():
+                first = Plain(Path(tempfile.mkdtemp(dir=plain)) / LABELS[0])
+            else:
+                first = Mount(factory.mktemp("m"), label=LABELS[0])
+                first.create()
+            stack.callback(first.discard)
+            places = [first]
+            for label in LABELS[1:count]:
+                places.append(first.beside(label))
+                stack.callback(places[-1].discard)
+            for place in places:
+                if isinstance(place, Mount):
+                    place.mount(*options)
+            return places
+
+        yield make
+
+
+@contextmanager
+def no_leaks(places: list[Place]) -> Iterator[None]:
+    """The daemons may have at most a few more descriptors open on leaving than on entering."""
+    before = [(mount, mount.descriptors()) for mount in places if isinstance(mount, Mount)]
+    yield
+    for mount, count in before:
+        if mount.mounted:
+            wait_until(
+                lambda mount=mount, count=count: mount.descriptors() <= count + DESCRIPTORS_SPARE,
+                f"open descriptors of {mount.label or mount.path} to sink to {count}",
+            )
+
+
+@pytest.fixture
+def mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Place]]]:
+    """Makes mounts of a new workspace: `a, b = mounts(2, "--lease-ttl", "2")`."""
+    with several_places(tmp_path_factory) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def shared_mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Place]]:
+    """Three mounts of one workspace for all of a module's tests."""
+    with several_places(tmp_path_factory) as make:
+        places = make(3)
+        with no_leaks(places):
+            yield places
+
+
+@pytest.fixture
+def hire() -> Iterator[Callable[..., Locker]]:
+    """Starts a process that locks a file: `hire(path)`; it is gone after the test."""
+    hired: list[Locker] = []
+
+    def start(path: Path, flags: int = os.O_RDWR) -> Locker:
+        hired.append(Locker(path, flags))
+        return hired[-1]
+
+    yield start
+    for locker in hired:
+        locker.kill()
+
+
 @pytest.fixture
 def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A mounted workspace of the test's own."""
@@ -67,15 +145,9 @@ def unmounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
 def shared_mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A mounted workspace for all of a module's tests; it must not leak descriptors over them."""
     place = open_place(tmp_path_factory)
-    if not isinstance(place, Mount):
-        yield place
-        place.discard()
-        return
-    before = place.descriptors()
-    yield place
     try:
-        if place.mounted:
-            wait_until(lambda: place.descriptors() <= before + DESCRIPTORS_SPARE, f"open descriptors to sink to {before}")
+        with no_leaks([place]):
+            yield place
     finally:
         place.discard()
 

@@ -1,5 +1,6 @@
 """The places that tests run in: a mount of a workspace of its own, or a plain local directory."""
 
+import contextlib
 import json
 import os
 import select
@@ -8,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,11 +30,11 @@ _GUARD = (
 )
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Return once `condition` holds; fail the test, naming `what`, when it does not within WAIT_SECONDS."""
-    deadline = time.monotonic() + WAIT_SECONDS
+def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = WAIT_SECONDS) -> None:
+    """Return once `condition` holds; fail the test, naming `what`, when it does not in time."""
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"waited {WAIT_SECONDS} s in vain for {what}"
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
         time.sleep(0.005)
 
 
@@ -85,16 +86,28 @@ class Plain:
 
     is_mount = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, same_as: Path | None = None) -> None:
         self.path = path
-        path.mkdir()
+        if same_as:
+            path.symlink_to(same_as)
+        else:
+            path.mkdir()
+
+    def beside(self, label: str) -> "Plain":
+        """The same directory by another path: what several mounts of one workspace should be like."""
+        return Plain(self.path.with_name(label), same_as=self.path)
 
     def __getattr__(self, name: str) -> Any:
         pytest.skip(f"AGENTFS_TEST_DIR is a plain directory: nothing to {name}")
 
     def discard(self) -> None:
-        """Remove the directory."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the directory, and the one it was made in if nothing else is there."""
+        if self.path.is_symlink():
+            self.path.unlink()
+        else:
+            shutil.rmtree(self.path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
 
 
 class Mount:
@@ -103,11 +116,12 @@ class Mount:
     is_mount = True
     live: ClassVar[list["Mount"]] = []
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, *, label: str = "", cli: Cli | None = None) -> None:
         self.base = base
+        self.label = label
         self.path = base / "mnt"
         self.cache = base / "cache"
-        self.cli = Cli(base)
+        self.cli = cli or Cli(base)
         self.log = base / "none.log"
         self.pid = 0
         self._daemon = -1
@@ -121,8 +135,19 @@ class Mount:
         """Whether a daemon of this object runs."""
         return self._daemon >= 0
 
+    @property
+    def journal(self) -> Path:
+        """The file that the workspace's journal is in."""
+        return self.cli.root / NAME / "journal.sqlite"
+
     def needs(self, what: str) -> None:
         """Say that the test is about agentfs itself: `Plain` skips here."""
+
+    def beside(self, label: str) -> "Mount":
+        """Another mount of the same workspace, with a mountpoint and a cache directory of its own; not mounted yet."""
+        base = self.base / f"beside-{label}"
+        base.mkdir()
+        return Mount(base, label=label, cli=self.cli)
 
     def create(self, *options: str) -> None:
         """Create the workspace."""
@@ -132,7 +157,7 @@ class Mount:
         """Mount the workspace; the options stay for `remount`."""
         self._options = options
         shared = ("-o", "allow_other") if os.geteuid() == 0 and "-o" not in options else ()
-        where = ("--root", self.cli.root, "--cache-dir", self.cache)
+        where = ("--root", self.cli.root, "--cache-dir", self.cache, *(("--label", self.label) if self.label else ()))
         answer = json.loads(self.cli.check("mount", NAME, self.path, *where, *shared, *options, "--json"))
         self.pid, self.log = int(answer["pid"]), Path(answer["log"])
         self._daemon = os.pidfd_open(self.pid)
@@ -161,6 +186,20 @@ class Mount:
         if remount:
             self.mount_again()
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop the daemon as if its host were suspended; whoever enters the mount waits until the block ends."""
+        signal.pidfd_send_signal(self._daemon, signal.SIGSTOP)
+        try:
+            wait_until(lambda: self._state() == "T", f"the daemon {self.pid} to stop")
+            yield
+        finally:
+            signal.pidfd_send_signal(self._daemon, signal.SIGCONT)
+
+    def _state(self) -> str:
+        """The daemon's state letter (proc(5))."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
     def wait_gone(self) -> None:
         """Return once the daemon's process has ended."""
         poller = select.poll()
@@ -178,6 +217,18 @@ class Mount:
     def status(self) -> dict[str, Any]:
         """What `agentfs status` says of this mount."""
         return dict(json.loads(self.cli.check("status", self.path, "--json")))
+
+    def position(self) -> int:
+        """The last entry that this mount has applied."""
+        return int(os.getxattr(self.path, "user.agentfs.position"))
+
+    def session(self) -> int:
+        """The number of this mount's session."""
+        return next(int(row["session"]) for row in self.status()["sessions"] if row["this"])
+
+    def locks(self) -> list[dict[str, Any]]:
+        """What `agentfs locks` says in this mount."""
+        return [json.loads(line) for line in self.cli.check("locks", self.path, "--json").splitlines()]
 
     def versions(self, path: Path) -> list[dict[str, Any]]:
         """What `agentfs log` says of a file."""

@@ -4,16 +4,19 @@ import errno
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.mount.conftest import Place
 from tests.mount.errnos import fails
-from tests.mount.place import COMMAND, NAME, Cli, Mount, mounts_under
+from tests.mount.place import COMMAND, NAME, WAIT_SECONDS, Cli, Mount, mounts_under, wait_until
 from tests.mount.processes import needs_root, shell
 
 NOBODY = 65534
@@ -177,11 +180,18 @@ def make_newer(path: Path) -> None:
         ("mount", NAME, ".", "-o", "nonsense=1"),
         ("mount", NAME, ".", "-o", "uid=abc"),
         ("mount", NAME, ".", "-o", "umask=999"),
+        ("mount", NAME, ".", "-o", "lease_ttl=0.5"),
+        ("mount", NAME, ".", "--lease-ttl", "3601"),
+        ("mount", NAME, ".", "--staleness", "soon"),
         ("mount", NAME, ".", "--nonsense"),
         ("create",),
         ("create", "x", "--replication", "some"),
         ("status", "/nonexistent"),
         ("status", "/"),
+        ("locks", "/nonexistent"),
+        ("locks", "/"),
+        ("locks", "break"),
+        ("locks", "break", "/etc/passwd"),
         ("log", "/nonexistent"),
         ("log", "/etc/passwd"),
         ("umount", "/nonexistent"),
@@ -197,7 +207,7 @@ def test_bad_arguments(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert mounts_under(tmp_path) == []
 
 
-@pytest.mark.parametrize("command", ["", "create", "mount", "umount", "unmount", "status", "log", "doctor", "fsck"])
+@pytest.mark.parametrize("command", ["", "create", "mount", "umount", "unmount", "status", "locks", "log", "doctor", "fsck"])
 def test_help(tmp_path: Path, command: str) -> None:
     if os.environ.get("AGENTFS_TEST_DIR"):
         pytest.skip("AGENTFS_TEST_DIR is a plain directory: no commands")
@@ -248,6 +258,19 @@ def test_bare_mount_lists(unmounted: Mount) -> None:
     unmounted.mount()
     assert listed(unmounted) == [(str(unmounted.path), unmounted.pid)]
     assert str(unmounted.path) in unmounted.cli.check("mount")
+
+
+def test_the_list_does_not_hang_on_a_daemon_that_is_stopped(unmounted: Mount) -> None:
+    """Nor for a user who cannot see the mount's record, and so not ask its daemon."""
+    unmounted.create()
+    unmounted.mount()
+    stranger = Cli(unmounted.base / "stranger")
+    os.kill(unmounted.pid, signal.SIGSTOP)
+    try:
+        rows = [json.loads(line) for line in stranger.check("mount", "--json", timeout=WAIT_SECONDS).splitlines()]
+    finally:
+        os.kill(unmounted.pid, signal.SIGCONT)
+    assert [row["state"] for row in rows if row["mountpoint"] == str(unmounted.path)] == ["up"]
 
 
 def test_status(unmounted: Mount) -> None:
@@ -428,18 +451,64 @@ def test_an_ordinary_user_mounts(unmounted: Mount) -> None:
     assert mounts_under(unmounted.path) == []
 
 
-def test_a_workspace_has_one_mount_at_a_time(unmounted: Mount) -> None:
-    """Locks do not cross mounts yet, so a second mount is refused instead of trusted; a killed one is not in the way."""
+def test_a_workspace_is_mounted_twice_with_one_cache_directory(unmounted: Mount) -> None:
+    """Each mount is a session of its own; one that is killed is not in the way of the other, nor of the next."""
     unmounted.create()
     unmounted.mount()
     other = unmounted.base / "other"
     other.mkdir()
-    again = ("mount", NAME, other, "--root", unmounted.cli.root, "--cache-dir", unmounted.base / "cache-2", "--json")
-    refused(unmounted.cli.run(*again), str(unmounted.path))
-    (unmounted.path / "f").write_bytes(b"still there")
-    unmounted.kill9()
-    unmounted.remount()
-    assert (unmounted.path / "f").read_bytes() == b"still there"
+    where = ("--root", unmounted.cli.root, "--cache-dir", unmounted.cache)
+    pid = json.loads(unmounted.cli.check("mount", NAME, other, *where, "--json"))["pid"]
+    try:
+        sessions = {row["pid"]: row["this"] for row in json.loads(unmounted.cli.check("status", other, "--json"))["sessions"]}
+        assert sessions == {unmounted.pid: False, pid: True}
+        (unmounted.path / "f").write_bytes(b"one")
+        (other / "g").write_bytes(b"other")
+        unmounted.kill9()
+        assert (unmounted.path / "f").read_bytes() == b"one"
+        assert (unmounted.path / "g").read_bytes() == b"other"
+    finally:
+        unmounted.cli.check("umount", other)
+    assert mounts_under(unmounted.base) == [str(unmounted.path)]
+
+
+def test_mounting_right_after_umount_8(unmounted: Mount) -> None:
+    """The daemon of the mount before still saves, and must not take the new mount away when it ends."""
+    needs_root()
+    unmounted.create("--durability", "fsync")
+    unmounted.mount()
+    with silent_journal(unmounted):
+        (unmounted.path / "f").write_bytes(b"saved late")
+        shell("umount", unmounted.path)
+        os.kill(unmounted.pid, signal.SIGSTOP)
+    where = ("--root", str(unmounted.cli.root), "--cache-dir", str(unmounted.cache))
+    command = [*COMMAND, "mount", NAME, str(unmounted.path), *where]
+    with subprocess.Popen(command, env=unmounted.cli.environment, stdout=subprocess.DEVNULL) as mounting:
+        wait_until(
+            lambda: "waiting for the daemon" in unmounted.log_tail() or mounting.poll() is not None,
+            "the second daemon",
+        )
+        os.kill(unmounted.pid, signal.SIGCONT)
+        unmounted.wait_gone()
+        assert mounting.wait(timeout=WAIT_SECONDS) == 0
+    try:
+        assert (unmounted.path / "f").read_bytes() == b"saved late"
+        assert unmounted.status()["name"] == NAME
+    finally:
+        unmounted.cli.check("umount", unmounted.path)
+    assert mounts_under(unmounted.path) == []
+
+
+@contextmanager
+def silent_journal(place: Mount) -> Iterator[None]:
+    """Nothing can be appended to the workspace's journal meanwhile."""
+    database = sqlite3.connect(place.cli.root / NAME / "journal.sqlite", isolation_level=None)
+    try:
+        database.execute("BEGIN IMMEDIATE")
+        yield
+        database.execute("ROLLBACK")
+    finally:
+        database.close()
 
 
 def test_everything_works_below_a_path_with_odd_characters(unmounted: Mount) -> None:

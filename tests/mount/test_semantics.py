@@ -41,6 +41,7 @@ from agentfs.workspace.writeback import AGE_SECONDS
 from tests.mount.conftest import plain_directory
 from tests.mount.errnos import fails, may_fail
 from tests.mount.libc import RENAME_EXCHANGE, RENAME_NOREPLACE, Directory, renameat2, syncfs
+from tests.mount.lockers import Locker, again, setlk
 from tests.mount.place import NAME, REPOSITORY, Mount, wait_until
 from tests.mount.processes import ALICE, finish, needs_root, run_as, shell, start
 from tests.mount.small_disk import fill, small_disk
@@ -723,18 +724,19 @@ def test_s41_version_and_commit(shared_mount: Mount, here: Path) -> None:
     assert int(os.getxattr(shared_mount.path, "user.agentfs.position")) >= int(said("commit"))
 
 
-# ---- locks and mounts
+# ---- locks
 
 
 LOCKING = """if 1:
     import fcntl, struct, sys
     file = open(sys.argv[2], "r+")
+    first, length = int(sys.argv[3]), int(sys.argv[4])
     try:
         match sys.argv[1]:
             case "flock":
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             case "fcntl":
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, first)
             case "ofd":
                 fcntl.fcntl(file, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
         print("granted")
@@ -743,30 +745,238 @@ LOCKING = """if 1:
     """
 
 
-def test_s50_locks_hold_between_the_processes_of_a_mount(here: Path) -> None:
+def asked(kind: str, path: Path, first: int = 0, length: int = 0) -> str:
+    """Whether another process gets an exclusive lock of that kind."""
+    return finish(start(LOCKING, kind, path, first, length)).strip()
+
+
+def outcome(locker: Locker) -> int:
+    """The errno with which what a process was told ended, 0 if it did not fail."""
+    try:
+        locker.end()
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def waiting(mount: Mount, path: str) -> int:
+    """How many requests wait for a file's locks in the journal."""
+    return sum(row["path"] == path and row["state"] == "waiting" for row in mount.locks())
+
+
+def test_s50_flock(here: Path) -> None:
     (here / "f").write_bytes(b"x")
-
-    def asked(kind: str) -> str:
-        return finish(start(LOCKING, kind, here / "f")).strip()
-
-    with open(here / "f", "r+") as file:
+    with open(here / "f", "r+") as file, open(here / "f", "r+") as other:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert (asked("flock"), asked("fcntl")) == ("refused", "granted")
-        fcntl.flock(file, fcntl.LOCK_UN)
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        assert (asked("fcntl"), asked("ofd"), asked("flock")) == ("refused", "refused", "granted")
-        fcntl.lockf(file, fcntl.LOCK_UN)
+        assert [asked(kind, here / "f") for kind in ("flock", "fcntl")] == ["refused", "granted"]
+        fcntl.flock(file, fcntl.LOCK_SH)
+        fcntl.flock(other, fcntl.LOCK_SH)
+        with fails(errno.EAGAIN):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        copy = os.dup(other.fileno())
+        other.close()
+        assert asked("flock", here / "f") == "refused"
+        os.close(copy)
+    assert asked("flock", here / "f") == "granted"
+
+
+def test_s51_fcntl(here: Path) -> None:
+    (here / "f").write_bytes(b"0123456789")
+    with open(here / "f", "r+") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX, 10)
+        fcntl.lockf(file, fcntl.LOCK_UN, 2, 4)
+        assert [asked(kind, here / "f", 4, 2) for kind in ("flock", "fcntl")] == ["granted", "granted"]
+        assert [asked("fcntl", here / "f", start, 1) for start in (3, 6)] == ["refused", "refused"]
+        (here / "f").open().close()
+        assert asked("fcntl", here / "f") == "granted"
+
+
+def test_s52_open_file_description_locks(shared_mounts: list[Mount]) -> None:
+    a, b, *_ = shared_mounts
+    (a.path / "s52").write_bytes(b"x")
+    with open(a.path / "s52", "r+") as file:
         fcntl.fcntl(file, F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
-        assert (asked("ofd"), asked("fcntl")) == ("refused", "refused")
-    assert [asked(kind) for kind in ("flock", "fcntl", "ofd")] == ["granted"] * 3
+        for place in (a, b):
+            assert [asked(kind, place.path / "s52") for kind in ("ofd", "fcntl", "flock")] == ["refused", "refused", "granted"]
+        (a.path / "s52").open().close()
+        assert asked("ofd", b.path / "s52") == "refused"
+    assert [asked(kind, b.path / "s52") for kind in ("ofd", "fcntl")] == ["granted", "granted"]
 
 
-def test_s51_a_workspace_is_mounted_once(mounted: Mount) -> None:
-    other = mounted.base / "other"
-    other.mkdir()
-    again = mounted.cli.run("mount", NAME, other, "--root", mounted.cli.root, "--cache-dir", mounted.base / "cache-2")
-    assert again.returncode == 4
-    assert str(mounted.path) in again.stderr
+def test_s53_first_come_first_served(shared_mounts: list[Mount], hire: Callable[[Path], Locker]) -> None:
+    (shared_mounts[0].path / "s53").write_bytes(b"x")
+    holder, *waiters = [hire(place.path / "s53") for place in (*shared_mounts, *shared_mounts)]
+    holder.take("flock")
+    for number, waiter in enumerate(waiters, 1):
+        waiter.want("flock")
+        waiter.blocks()
+        wait_until(lambda number=number: waiting(shared_mounts[0], "s53") == number, "the request to be in the queue")
+    holder.give("flock")
+    for waiter in waiters:
+        waiter.end()
+        waiter.give("flock")
+
+
+def test_s54_a_deadlock_in_a_mount(here: Path, hire: Callable[[Path], Locker]) -> None:
+    (here / "f").write_bytes(b"xx")
+    one, other = hire(here / "f"), hire(here / "f")
+    one.lock(fcntl.F_WRLCK, 0, 1)
+    other.lock(fcntl.F_WRLCK, 1, 1)
+    one.begin(setlk, one.descriptor, fcntl.F_WRLCK, 1, 1, command=fcntl.F_SETLKW)
+    one.blocks()
+    with fails(errno.EDEADLK):
+        other.do(setlk, other.descriptor, fcntl.F_WRLCK, 0, 1, command=fcntl.F_SETLKW)
+    other.close()
+    one.end()
+
+
+def test_s55_lock_sees_everything_and_unlock_commits(shared_mounts: list[Mount]) -> None:
+    a, b, *_ = shared_mounts
+    (a.path / "s55").write_bytes(b"0")
+    with open(a.path / "s55", "r+b", buffering=0) as here, open(b.path / "s55", "r+b", buffering=0) as there:
+        for number in range(20):
+            for file, place in ((here, a), (there, b)):
+                fcntl.flock(file, fcntl.LOCK_EX)
+                assert os.pread(file.fileno(), 100, 0) == b"x" * (2 * number + (place is b)) + b"0"
+                assert not number or (place.path / f"s55-{number - 1}").exists()
+                os.pwrite(file.fileno(), b"x" * (2 * number + (place is b) + 1) + b"0", 0)
+                if place is a:
+                    (a.path / f"s55-{number}").mkdir()
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def test_s56_a_dead_holder(mounts: Callable[..., list[Mount]], hire: Callable[[Path], Locker]) -> None:
+    a, b = mounts(2, "--lease-ttl", "1")
+    (a.path / "f").write_bytes(b"x")
+    holder, waiter = hire(a.path / "f"), hire(b.path / "f")
+    holder.take("flock")
+    waiter.want("flock")
+    holder.kill()
+    waiter.end()
+    waiter.give("flock")
+    holder = hire(a.path / "f")
+    holder.take("flock")
+    waiter.want("flock")
+    a.kill9(remount=False)
+    waiter.end()
+
+
+def test_s57_a_frozen_holder(mounts: Callable[..., list[Mount]], hire: Callable[[Path], Locker]) -> None:
+    a, b = mounts(2, "--lease-ttl", "1")
+    (a.path / "f").write_bytes(b"safe")
+    holder, other = hire(a.path / "f"), hire(b.path / "f")
+    holder.take("flock")
+    holder.write(b"late")
+    with a.frozen():
+        other.want("flock")
+        other.end()
+    with fails(errno.EIO):
+        holder.write(b"more")
+    with fails(errno.EIO):
+        holder.close()
+    assert other.read() == b"safe"
+    other.give("flock")
+    assert (a.path / "f").read_bytes() == b"safe"
+    (a.path / "f").write_bytes(b"next")
+    assert (b.path / "f").read_bytes() == b"next"
+    (folder,) = a.status()["recovered"]
+    assert [path.read_bytes() for path in Path(folder).iterdir() if path.name != "contents.json"] == [b"late"]
+
+
+def test_s58_no_journal_no_locks(mounts: Callable[..., list[Mount]], hire: Callable[[Path], Locker]) -> None:
+    (a,) = mounts(1, "--lease-ttl", "1")
+    (a.path / "f").write_bytes(b"x")
+    locker = hire(a.path / "f")
+    journal = sqlite3.connect(a.journal, isolation_level=None)
+    try:
+        journal.execute("BEGIN EXCLUSIVE")
+        with fails(errno.ENOLCK):
+            locker.take("flock")
+    finally:
+        journal.close()
+    wait_until(lambda: not locker.is_refused("flock"), "locks to work again")
+
+
+def test_s59_repeated_locks_are_local_and_holders_are_named(shared_mounts: list[Mount], hire: Callable[[Path], Locker]) -> None:
+    a, b, *_ = shared_mounts
+    (a.path / "s59").write_bytes(b"x")
+    locker = hire(a.path / "s59")
+    locker.take("fcntl")
+    assert os.getxattr(b.path / "s59", "user.agentfs.lock").decode() == f"fcntl exclusive {a.label}"
+    locker.give("fcntl")
+    before = a.position()
+    locker.do(again, locker.descriptor, "fcntl", 100)
+    assert a.position() == before
+
+
+# ---- several mounts
+
+
+def test_s70_the_next_open_reads_what_was_closed(shared_mounts: list[Mount]) -> None:
+    a, b, *_ = shared_mounts
+    (a.path / "s70").write_bytes(b"first")
+    with open(b.path / "s70", "rb", buffering=0) as held:
+        mapped = mmap.mmap(held.fileno(), 5, prot=mmap.PROT_READ)
+        assert mapped[:] == b"first"
+        for number in range(20):
+            body = b"%05d" % number
+            (a.path / "s70").write_bytes(body)
+            assert (b.path / "s70").read_bytes() == body
+            (a.path / "s70-new").write_bytes(body * 2)
+            os.replace(a.path / "s70-new", a.path / "s70-over")
+            assert (b.path / "s70-over").read_bytes() == body * 2
+        wait_until(lambda: os.pread(held.fileno(), 9, 0) == b"00019", "the open file to show the last content")
+        assert mapped[:] == b"00019"
+        mapped.close()
+
+
+def test_s71_one_wins(shared_mounts: list[Mount], hire: Callable[[Path], Locker]) -> None:
+    (shared_mounts[0].path / "s71").write_bytes(b"x")
+    racers = [(hire(place.path / "s71"), place) for place in shared_mounts]
+    for number in range(30):
+        for racer, place in racers:
+            racer.begin(os.mkdir, str(place.path / f"s71-{number}"))
+        assert sorted(outcome(racer) for racer, _ in racers) == [0, errno.EEXIST, errno.EEXIST]
+
+
+def test_s72_names_are_pushed(mounts: Callable[..., list[Mount]]) -> None:
+    a, b = mounts(2, "-o", "strict")
+    for number in range(10):
+        assert not (b.path / f"f{number}").exists()
+        (a.path / f"f{number}").mkdir()
+        assert (b.path / f"f{number}").exists()
+        (a.path / f"f{number}").rmdir()
+        assert not (b.path / f"f{number}").exists()
+
+
+def test_s73_a_file_removed_elsewhere_stays_readable(shared_mounts: list[Mount]) -> None:
+    a, b, *_ = shared_mounts
+    body = random.Random(73).randbytes(100_000)
+    (a.path / "s73").write_bytes(body)
+    with open(b.path / "s73", "r+b", buffering=0) as held:
+        (a.path / "s73").unlink()
+        wait_until(lambda: not (b.path / "s73").exists(), "the removal to arrive")
+        assert os.pread(held.fileno(), 200_000, 0) == body
+        os.pwrite(held.fileno(), b"mine", 0)
+        os.fsync(held.fileno())
+        assert os.pread(held.fileno(), 8, 0) == b"mine" + body[4:8]
+    assert not (a.path / "s73").exists()
+
+
+def test_s74_appends_of_several_mounts(shared_mounts: list[Mount]) -> None:
+    a, b, *_ = shared_mounts
+    (a.path / "s74").write_bytes(b"")
+    files = [os.open(place.path / "s74", os.O_WRONLY | os.O_APPEND) for place in (a, b)]
+    for number in range(50):
+        for descriptor, name in zip(files, b"ab", strict=True):
+            os.write(descriptor, b"%c%09d\n" % (name, number))
+        for descriptor in files:
+            os.fsync(descriptor)
+    for descriptor in files:
+        os.close(descriptor)
+    records = (b.path / "s74").read_bytes().splitlines()
+    assert sorted(records) == sorted(b"%c%09d" % (name, number) for number in range(50) for name in b"ab")
 
 
 # ---- errors

@@ -11,11 +11,15 @@ import pytest
 import trio
 
 from agentfs.cli.control import (
+    BreakReply,
+    BreakRequest,
     Drained,
     DrainRequest,
     DrainStep,
     HistoryReply,
     HistoryRequest,
+    LocksReply,
+    LocksRequest,
     Reply,
     Request,
     StatusReply,
@@ -26,8 +30,8 @@ from agentfs.cli.control import (
     peer_pid,
 )
 from agentfs.cli.control_server import answer, serve_control
-from agentfs.model.errors import Corrupt, Invalid, NotFound, Unavailable
-from agentfs.workspace.status import CacheStatus, WorkspaceStatus
+from agentfs.model.errors import Busy, Corrupt, Invalid, NotFound, Unavailable
+from agentfs.workspace.status import CacheStatus, LockRow, SessionStatus, WorkspaceStatus
 
 MOUNTPOINT = Path("/mnt/demo")
 STATUS = WorkspaceStatus(
@@ -42,17 +46,33 @@ STATUS = WorkspaceStatus(
     oldest_unsaved_seconds=0.5,
     files=3,
     stored_bytes=4,
-    sessions=[],
+    lease_ttl_seconds=10.0,
+    leases=1,
+    sessions=[SessionStatus(session=1, host="h", pid=2, label="", opened_ns=3, this=True, ttl_seconds=9.5)],
     replicas=[],
     cache=CacheStatus(memory_bytes=1, memory_max_bytes=2, staging_bytes=3),
-    recovered=[],
+    recovered=["/cache/recovered-3-0"],
 )
 STEP = DrainStep(saved_bytes=1, total_bytes=2, dirty_files=1, pending_transactions=0)
 VERSION = VersionLine(version=1, time_ns=2, size_bytes=3, writer="host:1", position=4)
+LOCK = LockRow(
+    path="caf\\xe9",
+    ino=9,
+    space="fcntl",
+    mode="exclusive",
+    first=0,
+    last=None,
+    state="leased",
+    session=2,
+    holder="elsewhere:7",
+    pid=None,
+    age_seconds=1.5,
+    ttl_seconds=None,
+)
 
 
 class FakeMount:
-    """A mount with one file, which cannot be saved."""
+    """A mount with one file, which cannot be saved and which another mount has locked."""
 
     def status(self) -> WorkspaceStatus:
         return STATUS
@@ -67,6 +87,15 @@ class FakeMount:
         if path != b"caf\xe9":
             raise NotFound(f"no file {path!r}")
         return [VERSION]
+
+    def locks(self) -> list[LockRow]:
+        return [LOCK]
+
+    async def break_locks(self, path: bytes) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        if path != b"caf\xe9":
+            raise Busy("process 7 of this mount holds it")
+        return [LOCK.holder]
 
 
 def ask(path: Path, request: Request) -> list[Reply]:
@@ -91,6 +120,8 @@ async def test_every_request_is_answered(tmp_path: Path) -> None:
         asking = partial(trio.to_thread.run_sync, ask, path)
         assert await asking(StatusRequest()) == [StatusReply(STATUS)]
         assert await asking(HistoryRequest(b"caf\xe9")) == [HistoryReply([VERSION])]
+        assert await asking(LocksRequest()) == [LocksReply([LOCK])]
+        assert await asking(BreakRequest(b"caf\xe9")) == [BreakReply(["elsewhere:7"])]
         *steps, end = await asking(DrainRequest(5))
         assert steps
         assert set(steps) == {STEP}
@@ -101,6 +132,8 @@ async def test_an_error_arrives_as_what_it_was(tmp_path: Path) -> None:
     async with served(tmp_path / "s"):
         with pytest.raises(NotFound, match="no file b'x'"):
             await trio.to_thread.run_sync(ask, tmp_path / "s", HistoryRequest(b"x"))
+        with pytest.raises(Busy, match="process 7"):
+            await trio.to_thread.run_sync(ask, tmp_path / "s", BreakRequest(b"x"))
 
 
 async def converse(sent: bytes) -> bytes:

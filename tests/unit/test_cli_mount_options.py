@@ -13,14 +13,17 @@ def test_nothing_given_is_the_default() -> None:
 
 
 def test_our_own_options() -> None:
-    text = "ro,allow_other,uid=1000,gid=100,umask=027,durability=fsync,label=ci job,cache_dir=/c,root=/r"
-    assert parse_options([text]) == MountOptions(
+    texts = ["ro,allow_other,uid=1000,gid=100,umask=027", "durability=fsync,lease_ttl=2.5,staleness=1,strict,label=ci job"]
+    assert parse_options([*texts, "cache_dir=/c,root=/r"]) == MountOptions(
         read_only=True,
         allow_other=True,
         uid=1000,
         gid=100,
         umask=0o027,
         durability="fsync",
+        lease_ttl_seconds=2.5,
+        staleness_seconds=1.0,
+        strict=True,
         label="ci job",
         cache_dir=Path("/c"),
         root=Path("/r"),
@@ -52,6 +55,10 @@ def test_what_fstab_and_mount_pass_is_accepted() -> None:
         "umask=9",
         "umask=1777",
         "durability=never",
+        "strict=1",
+        "lease_ttl",
+        "lease_ttl=soon",
+        "staleness=",
         "label=",
         "cache_dir=relative",
         "ro=1",
@@ -61,6 +68,23 @@ def test_what_fstab_and_mount_pass_is_accepted() -> None:
 def test_what_makes_no_sense_is_refused_by_name(word: str) -> None:
     with pytest.raises(Invalid, match=word.partition("=")[0]):
         parse_options([word])
+
+
+@pytest.mark.parametrize("seconds", ["0.9", "3601", "-1", "nan", "inf"])
+def test_a_lease_ttl_has_bounds(seconds: str) -> None:
+    with pytest.raises(Invalid, match=r"lease TTL .* 1 to 3600"):
+        parse_options([f"lease_ttl={seconds}"])
+
+
+@pytest.mark.parametrize("seconds", ["60.5", "-0.1", "nan", "inf"])
+def test_staleness_has_bounds(seconds: str) -> None:
+    with pytest.raises(Invalid, match=r"staleness .* 0 to 60"):
+        parse_options([f"staleness={seconds}"])
+
+
+def test_the_bounds_themselves_are_allowed() -> None:
+    for text in ("lease_ttl=1,staleness=0", "lease_ttl=3600,staleness=60"):
+        parse_options([text])
 
 
 def test_sloppy_ignores_what_is_unknown_but_not_what_is_wrong() -> None:

@@ -132,18 +132,25 @@ def plan(tmp_path: Path, options: str) -> MountPlan:
 
 def test_the_daemon_is_given_the_same_plan(tmp_path: Path) -> None:
     arguments = plan(
-        tmp_path, f"ro,allow_other,uid=1,umask=027,nodev,label=a,durability=fsync,cache_dir={tmp_path}"
+        tmp_path, f"ro,allow_other,uid=1,umask=027,nodev,label=a,durability=fsync,lease_ttl=2.5,strict,cache_dir={tmp_path}"
     ).arguments()
     given = dict(zip(arguments[:-3:2], arguments[1:-3:2], strict=True))
     assert arguments[-3:] == ["--", str(tmp_path / "demo"), str(tmp_path / "mnt")]
-    assert parse_options([given["-o"]]) == parse_options(["ro,allow_other,uid=1,umask=027,nodev"])
+    assert parse_options([given["-o"]]) == parse_options(["ro,allow_other,uid=1,umask=027,nodev,strict"])
     assert (given["--durability"], given["--label"], given["--cache-dir"]) == ("fsync", "a", str(tmp_path))
+    assert (given["--lease-ttl"], given["--staleness"]) == ("2.5", "0.0")
     assert given["--log-file"] == str(tmp_path / "log")
 
 
 def test_the_workspace_decides_what_the_mount_does_not(tmp_path: Path) -> None:
     assert plan(tmp_path, "").durability == "close"
     assert plan(tmp_path, "durability=fsync").durability == "fsync"
+
+
+def test_the_lease_ttl_is_10_seconds_and_nothing_is_stale_by_default(tmp_path: Path) -> None:
+    usual, chosen = plan(tmp_path, ""), plan(tmp_path, "lease_ttl=60,staleness=0.5")
+    assert (usual.lease_ttl_seconds, usual.staleness_seconds) == (10.0, 0.0)
+    assert (chosen.lease_ttl_seconds, chosen.staleness_seconds) == (60.0, 0.5)
 
 
 def test_a_mountpoint_must_be_an_empty_directory(tmp_path: Path) -> None:

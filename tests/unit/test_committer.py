@@ -386,16 +386,57 @@ async def test_a_staging_log_that_is_full_refuses_and_nothing_happened(log: Memo
 # ---- fences
 
 
+async def next_session(committer: Committer, log: MemoryLog, *, refused: bool = False) -> None:
+    """Register a session and go on under it, as membership does."""
+    log.payloads.append(encode_entry(opening(b"C")))
+    await committer.catch_up()
+    committer.adopt(SessionId(3), lambda transaction: refused)
+
+
 @in_virtual_time
 async def test_a_fenced_session_commits_nothing_and_says_so(log: MemoryLog, script: Script) -> None:
     async with running(log, script) as committer:
         await committer.commit([make(ONE, b"x")])
         pending = committer.submit([Unlink(ROOT_INO, b"x", ONE, False, 30)])
         foreign(log, Fence(A))
-        assert await outcome_of(pending.committed) is Fenced
+        await trio.sleep(100)
+        assert committer.lost
+        assert not pending.done.is_set()
         assert committer.tables.dentry(ROOT_INO, b"x") is not None
         with pytest.raises(Fenced):
             committer.submit([make(TWO, b"y")])
+        assert is_replay(committer, log)
+        await next_session(committer, log, refused=True)
+        assert await outcome_of(pending.committed) is Fenced
+        assert is_replay(committer, log)
+
+
+@in_virtual_time
+async def test_what_a_fence_stopped_goes_out_under_the_next_session(log: MemoryLog, script: Script) -> None:
+    async with running(log, script) as committer:
+        committer.submit([make(ONE, b"x")])
+        second = committer.submit([make(TWO, b"y")])
+        foreign(log, Fence(A), make(OTHER, b"x"))
+        await trio.sleep(100)
+        await next_session(committer, log)
+        assert await outcome_of(second.committed) is None
+        assert committer.tables.dentry(ROOT_INO, b"x").ino == OTHER  # type: ignore[union-attr]
+        assert entries(log)[-1].session == SessionId(3)
+        assert is_replay(committer, log)
+
+
+@in_virtual_time
+async def test_a_copy_of_the_session_is_noticed_and_nothing_pending_is_dropped(log: MemoryLog, script: Script) -> None:
+    lost = list[set[Ino]]()
+    async with running(log, script) as committer:
+        committer.on_lost = lost.append
+        pending = committer.submit([make(ONE, b"mine")])
+        log.payloads.append(encode_entry(Entry(A, 3, [Transaction(TxnNumber(1), [make(TWO, b"the copy's")])])))
+        await trio.sleep(100)
+        assert (committer.lost, lost, pending.done.is_set()) == (True, [set()], False)
+        await next_session(committer, log)
+        assert await outcome_of(pending.committed) is None
+        assert committer.tables.dentry(ROOT_INO, b"the copy's") is not None
         assert is_replay(committer, log)
 
 
@@ -404,5 +445,14 @@ async def test_sync_does_not_report_success_for_what_a_fence_stopped(log: Memory
     async with running(log, script) as committer:
         committer.submit([make(ONE, b"x")])
         foreign(log, Fence(A))
-        with pytest.raises(Fenced):
+        with trio.move_on_after(100) as scope:
             await committer.sync()
+        assert scope.cancelled_caught
+        async with trio.open_nursery() as nursery:
+
+            async def refused() -> None:
+                assert await outcome_of(committer.sync) is Unavailable
+
+            nursery.start_soon(refused)
+            await trio.testing.wait_all_tasks_blocked()
+            committer.refuse_pending(Unavailable("no session can be had"))

@@ -308,7 +308,7 @@ async def test_a_recovery_that_is_killed_is_gone_on_with(world: World, tmp_path:
 @in_virtual_time
 async def test_a_kill_right_after_the_goodbye_leaves_nothing_to_recover(world: World, tmp_path: Path) -> None:
     async with killed_at_the_end(world, tmp_path) as parts:
-        assert await close_session(parts.committer)
+        assert await close_session(parts.committer, MemoryJournal(world.log))
     assert await set_aside(world, tmp_path) == []
 
 

@@ -10,7 +10,7 @@ import trio
 from agentfs.chunks.contract import ChunkStore
 from agentfs.chunks.memory import MemoryStore
 from agentfs.model.changes import AddSegment, ChunkRun, Fence, InlineRun, Unlink, Write
-from agentfs.model.errors import Fenced, NoSpace, Stale, TooLarge, Unavailable
+from agentfs.model.errors import AgentfsError, NoSpace, TooLarge, Unavailable
 from agentfs.model.extents import CHUNK_MAX, INLINE_MAX, SEGMENT_MAX
 from agentfs.model.ids import ROOT_INO, Ino, ReplicaId
 from agentfs.state.checksum import checksum
@@ -241,8 +241,8 @@ async def test_a_file_that_is_gone_is_not_committed(world: World, tmp_path: Path
     async with open_parts(world, tmp_path / "1") as parts:
         parts.write(F, 0, b"lost with it")
         parts.committer.submit([Unlink(ROOT_INO, b"f", F, False, 30)])
-        with pytest.raises(Stale):
-            await parts.writeback.commit(F)
+        # As on a local disk: a file without a name can be closed, and what was written to it goes with it.
+        await parts.writeback.commit(F)
         assert parts.staging.files == {}
         parts.write(G, 0, b"an orphan's")
         parts.committer.submit([Unlink(ROOT_INO, b"g", G, True, 30)])
@@ -319,10 +319,20 @@ async def test_a_fenced_session_commits_nothing_and_keeps_it_staged(world: World
     async with open_parts(world, tmp_path / "1") as parts:
         parts.write(F, 0, b"too late")
         world.foreign(2, Fence(parts.committer.session))
-        with pytest.raises(Fenced):
-            await parts.writeback.commit(F)
-        with pytest.raises(Fenced):
-            await parts.writeback.commit(F)
+        outcomes = list[type[AgentfsError]]()
+
+        async def commit() -> None:
+            try:
+                await parts.writeback.commit(F)
+            except AgentfsError as error:
+                outcomes.append(type(error))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(commit)
+            await trio.sleep(100)
+            assert outcomes == [], "it waits for the next session"
+            parts.committer.refuse_pending(Unavailable("no session can be had"))
+        assert outcomes == [Unavailable]
         assert await committed_body(world, F) == b""
         assert parts.staging.files[F].dirty_bytes == len(b"too late")
 
