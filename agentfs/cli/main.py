@@ -14,7 +14,9 @@ _COMMANDS: Final[dict[str, str]] = {
     "umount": "agentfs.cli.umount",
     "unmount": "agentfs.cli.umount",
     "status": "agentfs.cli.status",
+    "locks": "agentfs.cli.locks",
     "log": "agentfs.cli.log",
+    "events": "agentfs.cli.events",
     "fsck": "agentfs.cli.fsck",
     "doctor": "agentfs.cli.doctor",
 }
