@@ -1,0 +1,83 @@
+"""What a phase found: how long one thing took in one place, each time it was done."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+WARM_UP = 3
+"""How many of a series' first samples are dropped: they pay for what is there from then on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """How long `what` took in `place`, in nanoseconds, in the order measured; the warm-up is not in it."""
+
+    what: str
+    place: str
+    nanoseconds: tuple[int, ...]
+
+    @property
+    def median(self) -> float:
+        """In nanoseconds."""
+        return statistics.median(self.nanoseconds)
+
+    @property
+    def p99(self) -> int:
+        """In nanoseconds; of fewer than a hundred samples it is the longest."""
+        ordered = sorted(self.nanoseconds)
+        return ordered[-(-len(ordered) * 99 // 100) - 1]
+
+    @property
+    def fastest(self) -> int:
+        """In nanoseconds."""
+        return min(self.nanoseconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """A figure that the project wants to be at most `bound`, in the same `unit` as `value`."""
+
+    what: str
+    value: float
+    bound: float
+    unit: str
+
+    @property
+    def met(self) -> bool:
+        """Whether it is."""
+        return self.value <= self.bound
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All that a phase found."""
+
+    phase: str
+    series: tuple[Series, ...]
+    aims: tuple[Aim, ...] = ()
+
+
+class Tally:
+    """Samples as they come; each pair of a thing and a place makes a series."""
+
+    def __init__(self) -> None:
+        self._samples: dict[tuple[str, str], list[int]] = {}
+
+    def add(self, what: str, place: str, nanoseconds: Iterable[int]) -> None:
+        """Note how long something took, once or several times."""
+        self._samples.setdefault((what, place), []).extend(nanoseconds)
+
+    def series(self) -> tuple[Series, ...]:
+        """What was noted, without each one's warm-up; places with the same thing stand together."""
+        order = {what: None for what, _ in self._samples}
+        return tuple(
+            Series(what, place, tuple(samples[WARM_UP:]))
+            for wanted in order
+            for (what, place), samples in self._samples.items()
+            if what == wanted
+        )
+
+
+def median(series: Sequence[Series], what: str, place: str) -> float:
+    """The median of one of several series, in nanoseconds."""
+    return next(one.median for one in series if one.what == what and one.place == place)
