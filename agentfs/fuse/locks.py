@@ -31,6 +31,11 @@ class LockRequests:
         self._files = files
         self._nursery = nursery
         self._scopes: dict[int, trio.CancelScope] = {}
+        self._started = 0
+
+    def has_started(self) -> bool:
+        """Whether a request waits for its task to get its first turn. A hot path."""
+        return self._started > 0
 
     def lock(self, request: LockRequest) -> None:
         """Take or change a lock, or let go of one. It gets its place in the line here, in the order of arrival."""
@@ -46,9 +51,13 @@ class LockRequests:
         except AgentfsError as error:
             companion.answer(request.token, errno_of(error))
             return
+        if self._locks.at_once(waiter):
+            companion.answer(request.token, errno_of(waiter.outcome) if waiter.outcome else 0)
+            return
         scope = trio.CancelScope()
         if request.wait:
             self._scopes[request.token] = scope
+        self._started += 1
         self._nursery.start_soon(self._finish, request.token, waiter, scope)
 
     def test(self, request: LockRequest) -> None:
@@ -62,6 +71,7 @@ class LockRequests:
             scope.cancel()
 
     async def _finish(self, token: int, waiter: Waiter, scope: trio.CancelScope) -> None:
+        self._started -= 1
         error = 0
         try:
             with scope:

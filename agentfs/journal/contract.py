@@ -38,6 +38,10 @@ class Journal(Protocol):
         """
         ...
 
+    def tail_at_once(self) -> Position | None:
+        """As `tail`, if it can be told within microseconds and without waiting; None where it cannot, or not now."""
+        ...
+
     async def wait(self, after: Position) -> None:
         """Return once there is an entry behind `after`, whoever appended it; at once if there is. Cancellable.
 

@@ -58,6 +58,9 @@ class MemoryJournal:
         await self._step()
         return self._log.tail
 
+    def tail_at_once(self) -> Position | None:
+        return None if self._closed else self._log.tail
+
     async def wait(self, after: Position) -> None:
         await self._step()
         while self._log.tail <= after:

@@ -113,6 +113,14 @@ class SqliteJournal:
         await trio.lowlevel.checkpoint_if_cancelled()
         return await self._read(sqlite_tables.tail)
 
+    def tail_at_once(self) -> Position | None:
+        if not self._may_read_at_once():
+            return None
+        try:
+            return self._read_now(sqlite_tables.tail)
+        except AgentfsError:
+            return None
+
     async def wait(self, after: Position) -> None:
         """As the contract has it. Raises Denied or NoSpace, too, where no file for the bell can be made beside the journal."""
         await trio.lowlevel.checkpoint()

@@ -41,6 +41,16 @@ class Follower:
                 await self._runtime.sleep(pause)
                 pause = min(2 * pause, PAUSE_MAX_SECONDS)
 
+    def is_at_tail(self) -> bool:
+        """Whether State has everything that is in the journal now, if that can be told without waiting. A hot path."""
+        tail = self._journal.tail_at_once()
+        return tail is not None and tail <= self._committer.tables.position
+
+    def is_known_behind(self) -> bool:
+        """Whether the journal has more than State, as far as that can be told without waiting. A hot path."""
+        tail = self._journal.tail_at_once()
+        return tail is not None and tail > self._committer.tables.position
+
     async def reach_tail(self, *, exact: bool = False) -> None:
         """Return once State has everything that was in the journal when this was called.
 

@@ -33,6 +33,7 @@ class Heartbeat:
 
     def __init__(self, journal: Journal, committer: Committer, runtime: Runtime, *, ttl_seconds: float, sent: float) -> None:
         self.ttl_seconds = ttl_seconds
+        # Called when the session has lapsed and the journal does not say soon that it is alive all the same.
         self.on_lapse: Callable[[], None] = lambda: None
         self._journal = journal
         self._committer = committer
@@ -72,12 +73,12 @@ class Heartbeat:
             while not self.lapsed:
                 await self._runtime.sleep(self.remaining_seconds + 0.001)
             _log.warning("session_lapsed", session=self._committer.session, ttl_seconds=self.ttl_seconds)
-            self.on_lapse()
             while self.lapsed:
                 try:
-                    await self._renew()
+                    await self.confirm()
                 except AgentfsError as error:
                     _log.warning("session_not_renewed", reason=str(error))
+                    self.on_lapse()
                     await self._runtime.sleep(self.interval_seconds)
 
     async def confirm(self) -> None:

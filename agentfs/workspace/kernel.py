@@ -20,6 +20,11 @@ class Kernel(Protocol):
         """
         ...
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether `settled` would return at once. A hot path."""
+        ...
+
     async def settled(self) -> None:
         """Return once the kernel has forgotten everything that `changed` was told of before this call."""
         ...
@@ -37,6 +42,10 @@ class NoKernel:
 
     def is_changing(self, ino: Ino) -> bool:
         return False
+
+    @property
+    def is_settled(self) -> bool:
+        return True
 
     async def settled(self) -> None:
         pass

@@ -16,6 +16,7 @@ What makes it exact:
   up, or denies it if a process of its own holds the lock.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -133,6 +134,17 @@ class Locks:
         self._waiting += 1
         return waiter
 
+    def at_once(self, waiter: Waiter) -> bool:
+        """Whether a request that has just begun is decided without waiting for anything: then `finish` returns at once, too.
+
+        A hot path: locking what this mount has locked before ends here.
+        """
+        if self._heartbeat.lapsed or self._committer.lost or not self._kernel.is_settled or not self._follower.is_at_tail():
+            return False
+        waiter.ready = True
+        self._evaluate(self._files[waiter.key])
+        return waiter.done.is_set()
+
     async def finish(self, waiter: Waiter) -> None:
         """Return once the process has its lock, and sees everything that was done before it got it.
 
@@ -140,9 +152,11 @@ class Locks:
         line.
         """
         try:
-            await self._reach(waiter)
-            with trio.move_on_after(IMPATIENT_SECONDS if not waiter.wait else float("inf")):
-                await waiter.done.wait()
+            if not waiter.ready:
+                await self._reach(waiter)
+            if not waiter.done.is_set():
+                with trio.move_on_after(math.inf if waiter.wait else IMPATIENT_SECONDS):
+                    await waiter.done.wait()
         finally:
             if not waiter.done.is_set():
                 self._leave(waiter, LeaseHeld("another mount has it, and did not answer in time"))
@@ -329,6 +343,8 @@ class Locks:
         if waiter.number is not None and self._is_queued(self._leases(file.key), waiter.number):
             return
         self._number = waiter.number = self._number + 1
+        # From here on its place is the one that the journal gives it.
+        waiter.before.clear()
         ino, space = file.key
         self._send(file, waiter, Acquire(ino, space, waiter.number, waiter.lock.run, waiter.wait, self._runtime.now_ns()))
 

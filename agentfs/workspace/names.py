@@ -39,6 +39,22 @@ class Names:
         check_name(name)
         raise NotFound("no such name")
 
+    async def find(self, parent: Ino, name: bytes, *, strict: bool) -> Inode:
+        """As `look_up`, for a process that asks: with `strict`, as names are in the journal at this call.
+
+        A name that is missing is looked for again where the journal is known to have more. A hot path. Raises Unavailable too.
+        """
+        follower = self._core.follower
+        if strict:
+            await follower.reach_tail()
+        try:
+            return self.look_up(parent, name)
+        except NotFound:
+            if not follower.is_known_behind():
+                raise
+        await follower.reach_tail()
+        return self.look_up(parent, name)
+
     async def make(
         self, parent: Ino, name: bytes, mode: int, *, uid: int, gid: int, rdev: int = 0, target: bytes = b"", wait: bool
     ) -> Inode:

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import stat
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -547,3 +548,18 @@ def test_getfattr_shows_them(mounted: Place) -> None:
     root = shell("getfattr", "-d", "--absolute-names", mounted.path)
     assert 'user.agentfs.workspace="' in root
     assert 'user.agentfs.position="' in root
+
+
+def test_a_file_capability_is_seen_when_it_is_set_while_mounted(here: Path) -> None:
+    """As long as nobody has one, the kernel's question is answered without a look; from the first one on it is looked at."""
+    needs_root()
+    capability = struct.pack("<IIIII", 0x02000000 | 1, 1 << 10, 0, 0, 0)
+    (here / "f").write_bytes(b"x")
+    with fails(errno.ENODATA):
+        os.getxattr(here / "f", "security.capability")
+    os.setxattr(here / "f", "security.capability", capability)
+    assert os.getxattr(here / "f", "security.capability") == capability
+    with open(here / "f", "ab") as file:
+        file.write(b"a write takes the capability away")
+    with fails(errno.ENODATA):
+        os.getxattr(here / "f", "security.capability")
