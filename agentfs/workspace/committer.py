@@ -105,6 +105,7 @@ class Committer:
         self._queue: deque[Pending] = deque()
         self._flying: list[Pending] = []
         self._given_up: dict[TxnNumber, Pending] = {}
+        self._verdicts: list[Pending] = []
         self._work = trio.Event()
         self._urgent = trio.Event()
         self._room = trio.Event()
@@ -121,7 +122,7 @@ class Committer:
         self.on_touched: Callable[[Touched], None] = lambda rows: None
         # Called with a transaction that was shown here and did not commit.
         self.on_refused: Callable[[Transaction], None] = lambda transaction: None
-        # Called whenever State has moved to another committed position.
+        # Called whenever State has moved to another committed position, or something pending has failed.
         self.on_progress: Callable[[], None] = lambda: None
         # Called with the files that the session had leases on when it ended under this mount: nothing pending commits before
         # `adopt`.
@@ -166,6 +167,24 @@ class Committer:
         pending = self.submit(changes)
         self._urgent.set()
         await pending.committed()
+
+    async def fence(self, session: SessionId, *, seen: TxnNumber | None = None) -> None:
+        """Declare another session dead, unless it shows to be alive after `seen`. Raises Busy, Unavailable, Fenced.
+
+        State shows its leases as ended at once, which is a guess like everything pending: as long as `judging`, nobody may rely
+        on a lease.
+        """
+        await self.registered()
+        verdict = self.submit([Fence(session, self._runtime.now_ns(), seen)])
+        self._verdicts.append(verdict)
+        await self.settled(verdict)
+
+    @property
+    def judging(self) -> bool:
+        """Whether a verdict about another session is on its way to the journal. A hot path."""
+        if self._verdicts:
+            self._verdicts = [verdict for verdict in self._verdicts if not verdict.done.is_set()]
+        return bool(self._verdicts)
 
     async def settled(self, pending: Pending) -> None:
         """Have `pending` sent now, and wait until it is in the journal."""
@@ -491,6 +510,7 @@ class Committer:
                 self._refuse(pending, error)
         for pending in queue:
             self._refuse(pending, error)
+        self.on_progress()
 
     def _refuse(self, pending: Pending, outcome: AgentfsError) -> None:
         changes = [type(change).__name__ for change in pending.transaction.changes]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import structlog
 
 from agentfs.journal.contract import Journal
-from agentfs.model.changes import Fence
 from agentfs.model.errors import AgentfsError, Busy
 from agentfs.model.ids import SessionId, TxnNumber
 from agentfs.model.session import OPEN, Session
@@ -81,7 +80,7 @@ class Judge:
             # This mount itself was frozen since it looked: the accused may have shown itself meanwhile.
             return
         try:
-            await self._committer.commit([Fence(session.session, self._runtime.now_ns(), self._signs[session.session].seen)])
+            await self._committer.fence(session.session, seen=self._signs[session.session].seen)
         except Busy:
             return
         _log.warning("session_fenced", session=session.session, writer=session.writer)

@@ -7,8 +7,8 @@ up as soon as no process here holds a lock in the way, and not before everything
 
 What makes it exact:
 
-- What State says while a request of ours for the file is under way (`asking`) may be speculation: nothing is granted then. The
-  same while a lease is being given up (`yielding`).
+- What State says while a request of ours for the file is under way (`asking`), or a verdict of ours about another session
+  (`Committer.judging`), may be speculation: nothing is granted then. The same while a lease is being given up (`yielding`).
 - The lock is entered in the table in the same step in which the lease is seen, so a recall that is already waiting finds it.
 - A process that is granted a lock waits until the kernel has forgotten what others changed.
 - Nobody holds a lease while waiting for another inside the daemon: giving up never depends on a request of ours.
@@ -117,6 +117,8 @@ class Locks:
         self._files: dict[Key, FileLocks] = {}
         self._graph = WaitGraph()
         self._waiting = 0
+        # Somebody was kept waiting because a verdict was under way: everybody is looked at when it has landed.
+        self._doubted = False
         self._number = 0
 
     # ---- what processes ask for
@@ -139,7 +141,7 @@ class Locks:
 
         A hot path: locking what this mount has locked before ends here.
         """
-        if self._heartbeat.lapsed or self._committer.lost or not self._kernel.is_settled or not self._follower.is_at_tail():
+        if self._heartbeat.lapsed or not self._kernel.is_settled or not self._follower.is_at_tail():
             return False
         waiter.ready = True
         self._evaluate(self._files[waiter.key])
@@ -204,6 +206,9 @@ class Locks:
 
     def progressed(self) -> None:
         """State has moved: grants may have come, and others may be waiting."""
+        if self._doubted and not self._committer.judging:
+            self._doubted = False
+            self.reconsider()
         touched = self._committer.tables.touched_leases
         while touched:
             key = touched.pop()
@@ -236,8 +241,8 @@ class Locks:
             for waiter in file.line:
                 waiter.number = None
 
-    def registered(self) -> None:
-        """There is a session again."""
+    def reconsider(self) -> None:
+        """What was in doubt is certain now: there is a session again, or a verdict has become an entry of the journal."""
         for file in list(self._files.values()):
             self._evaluate(file)
 
@@ -304,7 +309,11 @@ class Locks:
 
     def _is_covered(self, file: FileLocks, waiter: Waiter) -> bool:
         """Whether the session certainly holds the lease on what is asked for, and owes it to nobody who came earlier."""
-        if file.asking or file.yielding or self._committer.lost or self._heartbeat.lapsed:
+        committer = self._committer
+        if file.asking or file.yielding or committer.lost or self._heartbeat.lapsed:
+            return False
+        if committer.judging:
+            self._doubted = True
             return False
         leases = self._leases(file.key)
         if not covers(runs_of(leases, self._committer.session), waiter.lock.run):
@@ -329,11 +338,18 @@ class Locks:
 
     def _is_owed(self, file: FileLocks, request: Request) -> bool:
         """Whether somebody here comes before a request of another session."""
-        return any(
-            conflicts(request.run, waiter.lock.run)
-            and (_name(request) in waiter.before or (waiter.number is not None and self._is_covered(file, waiter)))
-            for waiter in file.line
-        )
+        held_up = False
+        for waiter in file.line:
+            if not conflicts(request.run, waiter.lock.run):
+                continue
+            if waiter.number is None:
+                if not held_up and _name(request) in waiter.before:
+                    return True
+            elif self._is_covered(file, waiter):
+                return True
+            else:
+                held_up = True
+        return False
 
     def _ask(self, file: FileLocks, waiter: Waiter) -> None:
         """Ask the journal for the lease, unless the request is there already or was denied."""

@@ -101,7 +101,7 @@ class Membership:
         self._heartbeat.registered(registration.sent)
         self._kernel.changed(Touched(inodes=set(self._leased), contents=set(self._leased)))
         self._leased = set()
-        self._locks.registered()
+        self._locks.reconsider()
         _log.warning("registered_again", session=registration.session, before=old)
 
     def _take_seat(self, registration: Registration) -> None:
