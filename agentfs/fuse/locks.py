@@ -76,11 +76,13 @@ class LockRequests:
         try:
             with scope:
                 await self._locks.finish(waiter)
+            if scope.cancelled_caught:
+                error = 0 if await self._locks.was_granted(waiter) else errno.EINTR
         except AgentfsError as refused:
             error = errno_of(refused)
         finally:
             self._scopes.pop(token, None)
-        companion.answer(token, errno.EINTR if scope.cancelled_caught else error)
+        companion.answer(token, error)
 
     def _after_unlock(self, request: LockRequest) -> None:
         """What was written under the lock is committed before its holder hears that it is gone."""

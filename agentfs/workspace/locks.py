@@ -168,6 +168,13 @@ class Locks:
         with trio.CancelScope(shield=True):
             await self._kernel.settled()
 
+    async def was_granted(self, waiter: Waiter) -> bool:
+        """Whether a request whose `finish` was cancelled had its lock by then: the signal came too late."""
+        if waiter.outcome is not None or not waiter.done.is_set():
+            return False
+        await self._kernel.settled()
+        return True
+
     async def test(self, ino: Ino, lock: Lock) -> Lock | None:
         """F_GETLK: the lock in the way of this one, or None. A process of another host has the pid 0. Raises NoLocks."""
         waiter = self.begin(ino, POSIX, lock, wait=False)
