@@ -79,7 +79,8 @@ class Acquire(Change, frozen=True, array_like=True, tag="acquire"):
 
     Where no other session holds or asks for anything of the file in this space, the whole file is granted exclusively, so that
     further locks need no journal. What the session holds already is never weakened. `number` is the sender's name for the
-    request. The inode need not exist any more: a removed file that is open can be locked.
+    request. With `passes` it goes ahead of those that wait for what the sender holds: whoever asks holds a lock that they wait
+    for, and may need this one to let go of it. The inode need not exist any more: a removed file that is open can be locked.
     """
 
     ino: Ino
@@ -88,6 +89,7 @@ class Acquire(Change, frozen=True, array_like=True, tag="acquire"):
     run: Run
     wait: bool
     time_ns: int
+    passes: bool = False
 
 
 class Withdraw(Change, frozen=True, array_like=True, tag="withdraw"):

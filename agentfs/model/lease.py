@@ -67,7 +67,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     """A session's request that waits. `number` is the session's own; `wait` False: its process does not want to wait.
 
     `since_ns` is the stamped time of the change that asked. `passes`: it goes ahead of those that wait for what its session
-    holds, which an owner of fcntl(2) locks may need in order to let go of that; flock(2) locks are strictly in order.
+    holds, since the process may need it in order to let go of that.
     """
 
     session: SessionId

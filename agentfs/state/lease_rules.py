@@ -27,8 +27,7 @@ def _put(step: Step, ino: Ino, space: int, old: Leases, new: Leases) -> None:
 
 def _acquire(step: Step, change: Acquire) -> None:
     old = _leases(step, change.ino, change.space)
-    passes = change.space == POSIX
-    request = Request(step.session, change.number, change.run, change.wait, change.time_ns, passes)
+    request = Request(step.session, change.number, change.run, change.wait, change.time_ns, change.passes)
     _put(step, change.ino, change.space, old, lease.acquire(old, request, change.time_ns))
 
 

@@ -51,6 +51,8 @@ class Tables(ContentRows):
         self._leases_behind: set[LeaseKey] = set()
         # What the lock manager has not looked at since it changed, or was taken back: it drains this.
         self.touched_leases: set[LeaseKey] = set()
+        # Called with the name of each extended attribute that is set.
+        self.on_xattr: Callable[[bytes], None] = lambda name: None
         # Called by the rules before an inode's rows go, also while that is speculative: for who must keep its bytes readable.
         self.before_erase: Callable[[Ino], None] = lambda ino: None
         row = db.execute("SELECT found FROM workspace").fetchone()
@@ -156,6 +158,11 @@ class Tables(ContentRows):
             self.db.execute("DELETE FROM xattrs WHERE ino = ? AND name = ?", (ino, name))
         else:
             self.db.execute("INSERT OR REPLACE INTO xattrs VALUES (?, ?, ?)", (ino, name, value))
+            self.on_xattr(name)
+
+    def has_xattr_named(self, name: bytes) -> bool:
+        """Whether any inode has an extended attribute of that name. Slow: attributes are found by inode."""
+        return self.db.execute("SELECT 1 FROM xattrs WHERE name = ? LIMIT 1", (name,)).fetchone() is not None
 
     # ---- sessions and orphans
 

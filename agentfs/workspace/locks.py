@@ -161,7 +161,7 @@ class Locks:
                     await waiter.done.wait()
         finally:
             if not waiter.done.is_set():
-                self._leave(waiter, LeaseHeld("another mount has it, and did not answer in time"))
+                self._refuse(waiter, self._unanswered(waiter))
                 self._evaluate(self._file(waiter.key))
         if waiter.outcome is not None:
             raise waiter.outcome
@@ -220,7 +220,7 @@ class Locks:
         while touched:
             key = touched.pop()
             file = self._files.get(key)
-            if file is None and self._holds(key):
+            if file is None and self._has_part_in(key):
                 file = self._file(key)
             if file is not None:
                 self._evaluate(file)
@@ -237,7 +237,8 @@ class Locks:
         for file in list(self._files.values()):
             for waiter in list(file.line):
                 if waiter.ready:
-                    self._leave(waiter, NoLocks("the journal cannot be reached"))
+                    self._refuse(waiter, NoLocks("the journal cannot be reached"))
+            self._evaluate(file)
 
     def lost(self) -> None:
         """The session has ended under this mount: every lock is gone, and those who wait ask again under the next one."""
@@ -278,6 +279,7 @@ class Locks:
                 if waiter.ready and not waiter.done.is_set() and (waiter.number is not None) is asked:
                     self._consider(file, waiter)
             self._give_way_if_asked(file)
+        self._withdraw_strays(file)
         if not (file.table or file.line or file.asking or file.yielding):
             self._tidy(file)
 
@@ -286,11 +288,11 @@ class Locks:
         blocker = file.table.conflicting(waiter.lock.owner, waiter.lock.run)
         if blocker is not None and not waiter.wait:
             waiter.blocker = blocker
-            self._leave(waiter, LeaseHeld("another process holds it"))
+            self._refuse(waiter, LeaseHeld("another process holds it"))
             return
         behind = blocker is not None or (waiter.wait and self._is_behind(file, waiter))
         if behind and self._is_deadlock(file, waiter):
-            self._leave(waiter, Deadlock("each would wait for the other"))
+            self._refuse(waiter, Deadlock("each would wait for the other"))
         elif not self._is_covered(file, waiter):
             if not file.asking and not file.yielding and not self._committer.lost:
                 self._ask(file, waiter)
@@ -361,7 +363,7 @@ class Locks:
     def _ask(self, file: FileLocks, waiter: Waiter) -> None:
         """Ask the journal for the lease, unless the request is there already or was denied."""
         if waiter.blocker is not None:
-            self._leave(waiter, LeaseHeld("a process of another mount holds it"))
+            self._refuse(waiter, LeaseHeld("a process of another mount holds it"))
             return
         if waiter.number is not None and self._is_queued(self._leases(file.key), waiter.number):
             return
@@ -369,7 +371,14 @@ class Locks:
         # From here on its place is the one that the journal gives it.
         waiter.before.clear()
         ino, space = file.key
-        self._send(file, waiter, Acquire(ino, space, waiter.number, waiter.lock.run, waiter.wait, self._runtime.now_ns()))
+        run, passes = waiter.lock.run, self._must_pass(file, waiter)
+        self._send(file, waiter, Acquire(ino, space, waiter.number, run, waiter.wait, self._runtime.now_ns(), passes))
+
+    def _must_pass(self, file: FileLocks, waiter: Waiter) -> bool:
+        """Whether others wait for what this process holds itself: behind them it would wait for its own lock."""
+        own = [lock.run for lock in file.table.locks if lock.owner == waiter.lock.owner]
+        others = [each.run for each in self._leases(file.key).queue if each.session != self._committer.session]
+        return any(conflicts(held, asked) for held in own for asked in others)
 
     def _send(self, file: FileLocks, waiter: Waiter, change: AnyChange) -> None:
         """Submit a request, which is in the session's order from here on, and see to the waiter when its fate is known."""
@@ -413,12 +422,21 @@ class Locks:
             self._waiting -= 1
         waiter.done.set()
 
-    def _leave(self, waiter: Waiter, outcome: AgentfsError) -> None:
-        """The process does not wait any longer: its request goes from the journal's queue, and those behind it move up."""
-        self._refuse(waiter, outcome)
-        if waiter.number is not None and self._is_queued(self._leases(waiter.key), waiter.number):
-            ino, space = waiter.key
-            self._submit_quietly(Withdraw(ino, space, waiter.number, self._runtime.now_ns()))
+    def _unanswered(self, waiter: Waiter) -> AgentfsError:
+        """Why a process that did not want to wait for long is sent away."""
+        if self._files[waiter.key].asking or self._heartbeat.lapsed:
+            return NoLocks("the journal did not answer in time")
+        return LeaseHeld("another mount has it, and did not answer in time")
+
+    def _withdraw_strays(self, file: FileLocks) -> None:
+        """Requests in the journal's queue that nobody here waits for any longer go, and those behind them move up."""
+        if file.asking or self._committer.lost:
+            return
+        wanted = {waiter.number for waiter in file.line}
+        ino, space = file.key
+        for request in self._leases(file.key).queue:
+            if request.session == self._committer.session and request.number not in wanted:
+                self._submit_quietly(Withdraw(ino, space, request.number, self._runtime.now_ns()))
 
     # ---- giving way
 
@@ -512,6 +530,10 @@ class Locks:
 
     def _holds(self, key: Key) -> bool:
         return bool(runs_of(self._leases(key), self._committer.session))
+
+    def _has_part_in(self, key: Key) -> bool:
+        waiting = self._leases(key).queue
+        return self._holds(key) or any(request.session == self._committer.session for request in waiting)
 
     def _is_queued(self, leases: Leases, number: int) -> bool:
         session = self._committer.session

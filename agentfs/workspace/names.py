@@ -72,12 +72,16 @@ class Names:
         if up is not None and up.mode & stat.S_ISGID:
             gid = up.gid
             mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
-        ino = core.new_ino()
-        change = Make(parent, name, ino, mode, uid, gid, rdev, target, core.runtime.now_ns())
         # With others about, a name that seems free may be theirs: then their file is opened, as on a local disk.
         wait = wait or core.tables.has_company(core.committer.session)
-        await self._decided(lambda: core.committer.commit([change]) if wait else self._submit(change))
-        return core.inode(ino)
+
+        async def attempt() -> Inode:
+            ino = core.new_ino()
+            change = Make(parent, name, ino, mode, uid, gid, rdev, target, core.runtime.now_ns())
+            await (core.committer.commit([change]) if wait else self._submit(change))
+            return core.inode(ino)
+
+        return await self._decided(attempt)
 
     async def link(self, ino: Ino, parent: Ino, name: bytes) -> Inode:
         """link(2): another name, committed on return. Raises Exists, NotFound, NotPermitted, TooManyLinks."""
@@ -150,10 +154,10 @@ class Names:
         return self._core.handles.open(ino).number
 
     async def _decided(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        before = self._core.tables.position
         try:
             return await attempt()
         except _DECISIONS:
-            before = self._core.tables.position
             await self._core.follower.reach_tail(exact=True)
             if self._core.tables.position == before:
                 raise
