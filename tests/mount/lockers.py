@@ -161,6 +161,25 @@ def again(descriptor: int, kind: str, rounds: int) -> None:
         _whole(descriptor, kind, fcntl.LOCK_UN)
 
 
+def lock_under_signals(path: str, rounds: int) -> int:
+    """Lock and unlock while signals come; how often one ended the wait. No lock may be there after that, so another is had."""
+    catch(signal.SIGUSR1, restart=False)
+    descriptor, other = os.open(path, os.O_RDWR), os.open(path, os.O_RDWR)
+    interrupted = 0
+    for _ in range(rounds):
+        try:
+            raw_flock(descriptor, fcntl.LOCK_EX)
+        except InterruptedError:
+            interrupted += 1
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+            fcntl.flock(other, fcntl.LOCK_EX)
+            fcntl.flock(other, fcntl.LOCK_UN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return interrupted
+
+
 def _add_one(descriptor: int, kind: str) -> None:
     _whole(descriptor, kind, fcntl.LOCK_EX)
     number = int(os.pread(descriptor, 100, 0))
