@@ -10,7 +10,8 @@ from agentfs.cli.arguments import PATH
 
 _OPTIONS_HELP = (
     "Mount options: ro, rw, allow_other, uid=N, gid=N, umask=OCTAL, durability=close|fsync, lease_ttl=SECONDS,"
-    " staleness=SECONDS, strict (the kernel caches no names: a lookup always sees what other mounts did), label=TEXT,"
+    " staleness=SECONDS, strict (the kernel caches no names: a lookup always sees what other mounts did),"
+    " noreplay (programs here that watch files are not told what other mounts did), label=TEXT,"
     " cache_dir=DIR, root=DIR, and what mount(8) and fstab pass (noexec, nosuid, noauto, _netdev, x-…)."
 )
 

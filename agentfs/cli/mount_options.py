@@ -40,6 +40,7 @@ class MountOptions:
     read_only: bool = False
     allow_other: bool = False
     strict: bool = False
+    replay: bool = True
     uid: int | None = None
     gid: int | None = None
     umask: int | None = None
@@ -139,6 +140,8 @@ _FLAGS: Final[dict[str, dict[str, bool]]] = {
     "rw": {"read_only": False},
     "allow_other": {"allow_other": True},
     "strict": {"strict": True},
+    "replay": {"replay": True},
+    "noreplay": {"replay": False},
 }
 
 _VALUES: Final[dict[str, tuple[str, Callable[[str, str], object]]]] = {

@@ -74,6 +74,8 @@ def _option_list(options: MountOptions) -> str:
         words.append("allow_other")
     if options.strict:
         words.append("strict")
+    if not options.replay:
+        words.append("noreplay")
     words += [f"{name}={value}" for name, value in (("uid", options.uid), ("gid", options.gid)) if value is not None]
     if options.umask is not None:
         words.append(f"umask={options.umask:o}")

@@ -85,6 +85,7 @@ def fuse_options(plan: MountPlan) -> "FuseOptions":
         gid=plan.options.gid,
         umask=plan.options.umask,
         strict=plan.options.strict,
+        replay=plan.options.replay,
         kernel=plan.options.kernel,
     )
 

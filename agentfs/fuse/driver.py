@@ -13,10 +13,14 @@ from agentfs.fuse.attributes import Presentation
 from agentfs.fuse.invalidate import Invalidator
 from agentfs.fuse.locks import LockRequests
 from agentfs.fuse.operations import Operations
+from agentfs.fuse.replay import Replay
+from agentfs.fuse.replayed import ReplayedOperations
 from agentfs.fuse.spin import install_spin
 from agentfs.model.errors import NotSupported, Unavailable
 from agentfs.runtime import Runtime
 from agentfs.workspace.workspace import Workspace
+
+_CAPABILITY = b"security.capability"
 
 REQUESTS_MAX = 128
 """Requests in hand at once; more wait in the kernel."""
@@ -33,6 +37,7 @@ class MountOptions:
     gid: int | None = None
     umask: int | None = None
     strict: bool = False
+    replay: bool = True
     kernel: tuple[str, ...] = ()
 
     def fuse(self) -> set[str]:
@@ -60,26 +65,45 @@ async def serve(
     alone, and nobody would be told.
     """
     presentation = Presentation(options.uid, options.gid, options.umask, lambda: workspace.remaining_seconds, options.strict)
-    operations = Operations(workspace, presentation, invalidator)
+    replay = Replay(workspace, invalidator, runtime) if options.replay and not options.read_only else None
+    if replay is None:
+        operations = Operations(workspace, presentation, invalidator)
+    else:
+        operations = ReplayedOperations(workspace, presentation, invalidator, replay)
     try:
         pyfuse3.init(operations, os.fspath(mountpoint), options.fuse())
     except RuntimeError as error:
         raise Unavailable(f"{mountpoint}: FUSE refuses to mount ({error}); `agentfs doctor` looks for the cause") from error
-    install_spin(workspace.is_committing, runtime)
-    try:
-        async with trio.open_nursery() as nursery:
-            companion.install(LockRequests(workspace.locks, workspace.files, nursery))
-            nursery.start_soon(invalidator.run)
-            nursery.start_soon(_answer_requests, nursery.cancel_scope)
-            await runtime.in_thread(os.stat, mountpoint)
-            if not companion.is_in_effect():
-                raise NotSupported("file locks do not reach agentfs here: `agentfs doctor` looks for the cause")
-            on_ready()
-    finally:
-        with trio.CancelScope(shield=True):
-            await invalidator.close()
-        # On the way out of an error the kernel must not be left with a mount that nobody serves.
-        pyfuse3.close(unmount=True)
+    # What waits in here for the mount ends with the mount: closing it is what ends a system call that nobody answers.
+    async with trio.open_nursery() as outlasting:
+        try:
+            async with trio.open_nursery() as nursery:
+                locks = LockRequests(workspace.locks, workspace.files, nursery)
+                companion.install(locks)
+                _answer_for_capabilities(workspace)
+                install_spin(lambda: workspace.is_committing() or locks.has_started(), runtime)
+                nursery.start_soon(invalidator.run)
+                nursery.start_soon(_answer_requests, nursery.cancel_scope)
+                await runtime.in_thread(os.stat, mountpoint)
+                if not companion.is_in_effect():
+                    raise NotSupported("file locks do not reach agentfs here: `agentfs doctor` looks for the cause")
+                if replay is not None:
+                    outlasting.start_soon(replay.run, mountpoint)
+                on_ready()
+        finally:
+            if replay is not None:
+                replay.close()
+            with trio.CancelScope(shield=True):
+                await invalidator.close()
+            # On the way out of an error the kernel must not be left with a mount that nobody serves.
+            pyfuse3.close(unmount=True)
+        outlasting.cancel_scope.cancel()
+
+
+def _answer_for_capabilities(workspace: Workspace) -> None:
+    """Before each write the kernel asks for this attribute: while nobody has it, the answer needs no Python."""
+    if not workspace.announce_xattr(_CAPABILITY, lambda: companion.answer_absent(())):
+        companion.answer_absent((_CAPABILITY,))
 
 
 async def _answer_requests(scope: trio.CancelScope) -> None:

@@ -76,6 +76,10 @@ class Invalidator:
     def _is_settled(self, ino: Ino, now: float) -> bool:
         return ino not in self._inodes and ino not in self._telling and now > self._fresh[ino] + FRESH_SECONDS
 
+    @property
+    def is_settled(self) -> bool:
+        return not (self._names or self._inodes or self._telling) or self._closed
+
     async def settled(self) -> None:
         last = self._rounds_begun + bool(self._names or self._inodes)
         while self._rounds_done < last and not self._closed:

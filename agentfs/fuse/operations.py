@@ -69,15 +69,21 @@ class Operations(pyfuse3.Operations):
             entry.attr_timeout = 0.0
         return entry
 
+    def _told(self, parent: int, name: bytes, entry: EntryAttributes) -> EntryAttributes:
+        """The kernel is to be told that a name leads to `entry`, or nowhere. A hot path."""
+        return entry
+
+    def _untold(self, entry: EntryAttributes) -> None:
+        """The kernel was not told after all."""
+
     # ---- names
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         try:
-            if self._strict:
-                await self._workspace.reach_tail()
-            return self._entry(self._names.look_up(Ino(parent_inode), name))
+            inode = await self._names.find(Ino(parent_inode), name, strict=self._strict)
+            return self._told(parent_inode, name, self._entry(inode))
         except NotFound:
-            return self._no_entry()
+            return self._told(parent_inode, name, self._no_entry())
         except AgentfsError as error:
             raise pyfuse3.FUSEError(errno_of(error)) from None
 
@@ -97,7 +103,8 @@ class Operations(pyfuse3.Operations):
         return await self._make(parent_inode, name, stat.S_IFLNK | 0o777, ctx, target=target, wait=True)
 
     async def _make(self, parent: int, name: bytes, mode: int, ctx: RequestContext, **more: Any) -> EntryAttributes:
-        return self._entry(await self._names.make(Ino(parent), name, mode, uid=ctx.uid, gid=ctx.gid, **more))
+        inode = await self._names.make(Ino(parent), name, mode, uid=ctx.uid, gid=ctx.gid, **more)
+        return self._told(parent, name, self._entry(inode))
 
     @_answering
     async def create(
@@ -111,13 +118,14 @@ class Operations(pyfuse3.Operations):
             # The kernel's knowledge was old: open what is there, as open(2) without O_EXCL does.
             if exclusive:
                 raise
-            entry = self._entry(self._names.look_up(Ino(parent_inode), name))
+            entry = self._told(parent_inode, name, self._entry(self._names.look_up(Ino(parent_inode), name)))
         handle = self._files.open_known(Ino(entry.st_ino), flags)
         return FileInfo(fh=handle.number), entry
 
     @_answering
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
-        return self._entry(await self._names.link(Ino(inode), Ino(new_parent_inode), new_name))
+        linked = await self._names.link(Ino(inode), Ino(new_parent_inode), new_name)
+        return self._told(new_parent_inode, new_name, self._entry(linked))
 
     @_answering
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -161,7 +169,9 @@ class Operations(pyfuse3.Operations):
         after = max(0, start_id - 2)
         while batch := self._names.listing(ino, after, _LISTING_BATCH):
             for dentry, inode in batch:
-                if not pyfuse3.readdir_reply(token, dentry.name, self._entry(inode), dentry.cookie + 2):
+                entry = self._told(ino, dentry.name, self._entry(inode))
+                if not pyfuse3.readdir_reply(token, dentry.name, entry, dentry.cookie + 2):
+                    self._untold(entry)
                     return
             after = batch[-1][0].cookie
 
@@ -236,6 +246,8 @@ class Operations(pyfuse3.Operations):
         wanted = {name: value for name, update, value in given if update}
         if wanted or not fields.update_size:
             await self._attributes.set(ino, **wanted)
+        if fields.update_size:
+            await self._files.close_truncated(ino)
         return self._entry(self._attributes.get(ino))
 
     @_answering

@@ -29,6 +29,10 @@ async def _nothing_to_confirm(number: int) -> None:
     pass
 
 
+async def _nothing_to_pause() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Remains:
     """What is left of a file that was removed elsewhere: its attributes and where its bytes are."""
@@ -60,6 +64,8 @@ class Core:
     is_locked: Callable[[Ino], bool] = lambda ino: False
     on_foreign: Callable[[Entry, list[Outcome], Undo], None] = lambda entry, outcomes, undo: None
     """Called with each entry of another session that was applied, its transactions' outcomes and how to take it back."""
+    pause_replay: Callable[[], Awaitable[None]] = _nothing_to_pause
+    """Returns once nothing of what others changed is being replayed through the kernel, nor will be for a moment."""
     remains: dict[Ino, Remains] = field(default_factory=dict)
     """Files that another mount removed while they were open here, until they are closed."""
 

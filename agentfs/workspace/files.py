@@ -93,6 +93,11 @@ class Files:
         if size != inode.size:
             core.staging.truncate(ino, size, size=inode.size, now_ns=core.runtime.now_ns())
 
+    async def close_truncated(self, ino: Ino) -> None:
+        """After truncate(2) of a file that nobody has open, no close will follow: commit it as that would. Raises why not."""
+        if self._core.wait_for_close and not self._core.handles.is_open(ino):
+            await self._commit(ino)
+
     async def flush(self, number: int) -> None:
         """What close(2) waits for: with durability `close`, that everything written is committed. Raises why it is not."""
         handle = self._core.handles.get(number)

@@ -1,6 +1,6 @@
 """A mounted workspace: opened from a journal, replicas and a cache directory, used in inode terms, drained and closed."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ import trio
 
 from agentfs.chunks.contract import Capacity, ChunkStore
 from agentfs.journal.contract import Journal
-from agentfs.model.changes import Fence, Found
+from agentfs.model.changes import Found
 from agentfs.model.codec import decode_entry
 from agentfs.model.entry import Entry
 from agentfs.model.errors import AgentfsError, Busy, Invalid, IsDirectory
@@ -38,7 +38,7 @@ from agentfs.workspace.names import Names
 from agentfs.workspace.paths import path_of, resolve
 from agentfs.workspace.reader import DECODED_MAX, Reader
 from agentfs.workspace.recovery import recover
-from agentfs.workspace.remote_changes import RemoteChange, remote_changes
+from agentfs.workspace.remote_changes import RemoteChange, directory_path, remote_changes
 from agentfs.workspace.replay import open_state, remove_state
 from agentfs.workspace.seat import Seat, open_seat, recovery_folders
 from agentfs.workspace.session import Identity, Registration, close_session, open_session
@@ -119,12 +119,25 @@ class Workspace:
         self.files = Files(core)
         self.attributes = Attributes(core, len(found.replicas), self._lock_list.holders)
 
-    async def reach_tail(self) -> None:
-        """Return once names are as they were in the journal when this was called. Raises Unavailable."""
-        await self._core.follower.reach_tail()
+    def announce_xattr(self, name: bytes, announce: Callable[[], None]) -> bool:
+        """Whether any file has that extended attribute; if not, `announce` is called once one may have."""
+        tables = self._core.tables
 
-    def watch(self, knows: Callable[[Ino], bool], take: Callable[[list[RemoteChange]], None]) -> None:
-        """Have `take` called with what other mounts did in the directories that `knows` answers for, once it is applied."""
+        def look(each: bytes) -> None:
+            if each == name:
+                announce()
+
+        tables.on_xattr = look
+        return tables.has_xattr_named(name)
+
+    def watch(
+        self, knows: Callable[[Ino], bool], take: Callable[[list[RemoteChange]], None], pause: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Have `take` called with what other mounts did in the directories that `knows` answers for, once it is applied.
+
+        `pause` is called when this mount is drained, which is what comes before unmounting.
+        """
+        self._core.pause_replay = pause
         tables = self._core.tables
 
         def foreign(entry: Entry, outcomes: list[Outcome], undo: Undo) -> None:
@@ -133,6 +146,10 @@ class Workspace:
                 take(changes)
 
         self._core.on_foreign = foreign
+
+    def directory_path(self, ino: Ino) -> bytes | None:
+        """A directory's path below the root, empty for the root; None when it is gone."""
+        return directory_path(self._core.tables, ino)
 
     @property
     def remaining_seconds(self) -> float:
@@ -190,6 +207,7 @@ class Workspace:
             await core.committer.sync()
         except AgentfsError as error:
             failed.append(f"changes that are not in the journal: {error}")
+        await core.pause_replay()
         return failed
 
     def status(self) -> WorkspaceStatus:
@@ -240,7 +258,7 @@ class Workspace:
         grants = [grant for (each, _), leases in core.tables.leases.items() if each == ino for grant in leases.grants]
         others = sorted({grant.session for grant in grants} - {core.committer.session})
         for session in others:
-            await core.committer.commit([Fence(session, core.runtime.now_ns())])
+            await core.committer.fence(session)
         return [core.tables.sessions[session].writer for session in others]
 
     def ttl_of(self, session: SessionId) -> float | None:

@@ -261,10 +261,11 @@ def test_s10_holes(here: Path) -> None:
     os.close(descriptor)
 
 
-def test_s11_truncate(here: Path) -> None:
+def test_s11_truncate(shared_mount: Mount, here: Path) -> None:
     (here / "f").write_bytes(b"0123456789")
     os.truncate(here / "f", 4)
     os.truncate(here / "f", 6)
+    assert written(shared_mount, ino_of(here / "f")) == b"0123\0\0"
     assert (here / "f").read_bytes() == b"0123\0\0"
     before = os.stat(here / "f")
     os.truncate(here / "f", 6)

@@ -403,3 +403,23 @@ def restarted(cache: Path) -> None:
         assert owner.boot == boot_id()
         seat._owner_path.write_text(f'{{"session": {owner.session}, "boot": "another"}}')
         assert Seat(seat.path).owner() == Owner(owner.session, "another")
+
+
+@in_virtual_time
+async def test_a_recovery_of_a_session_that_is_fenced_meanwhile_ends(world: World, tmp_path: Path) -> None:
+    """Its mount has been dead for a while, and others judge it just as it comes back."""
+    async with killed_at_the_end(world, tmp_path) as parts:
+        parts.write(F, 0, b"staged")
+    script = Script()
+    script.add("append", Fault(before=2.0))
+    async with trio.open_nursery() as nursery:
+
+        async def judge() -> None:
+            await trio.sleep(1)
+            world.foreign(2, Fence(A))
+
+        nursery.start_soon(judge)
+        with trio.fail_after(60):
+            await recovered(world, tmp_path, script=script)
+    assert await body(world, tmp_path, F) == b"0123456789"
+    assert len(list(tmp_path.glob("recovered-*"))) == 1
