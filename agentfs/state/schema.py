@@ -40,7 +40,7 @@ CREATE TABLE dentries (
     PRIMARY KEY (parent, name)
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX listing ON dentries (parent, cookie);
-CREATE INDEX names ON dentries (ino);
+CREATE INDEX names ON dentries (ino, cookie);
 
 -- Runs of file bytes. Inline when segment is 0 (data holds them); else a part of a chunk: see model.extents.
 CREATE TABLE extents (

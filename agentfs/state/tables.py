@@ -22,7 +22,6 @@ from agentfs.state.content_rows import ContentRows
 from agentfs.state.rows import Mark as Mark
 from agentfs.state.rows import Undo as Undo
 from agentfs.state.schema import SCHEMA_VERSION, TABLES
-from agentfs.state.touched import Touched, touched
 
 LeaseKey = tuple[Ino, int]
 """A file and a space of locks."""
@@ -214,12 +213,6 @@ class Tables(ContentRows):
             self.leases.pop(key, None)
         else:
             self.leases[key] = leases
-
-    # ---- what changed
-
-    def touched_since(self, mark: Mark) -> Touched:
-        """What the row changes since `mark`, which can still be taken back, did to what the kernel may have cached."""
-        return touched(self._undo[mark:])
 
     # ---- the workspace, and the file
 

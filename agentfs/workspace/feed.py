@@ -26,8 +26,6 @@ BEHIND_MAX: Final = 8192
 ALL: Final = sys.maxsize
 """The index of a place behind all events of its position."""
 
-_NAMES_BY_INODE: Final = "CREATE INDEX names_by_inode ON dentries (ino, cookie)"
-
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
@@ -125,9 +123,7 @@ def _open_private_tables() -> Tables:
     It is never saved: SQLite keeps one transaction open, which goes to disk beyond the size of its cache.
     """
     with tempfile.TemporaryDirectory(prefix="agentfs-events-") as directory, _on_disk():
-        tables = open_tables(Path(directory) / "state.sqlite")
-        tables.db.execute(_NAMES_BY_INODE)
-        return tables
+        return open_tables(Path(directory) / "state.sqlite")
 
 
 @contextmanager

@@ -154,9 +154,8 @@ _TOTALS: Final = [
 
 
 def check_rules(tables: Tables) -> list[Finding]:
-    """Every rule that the State breaks. Reads all of it, and adds an index: for a State of one's own, in memory."""
+    """Every rule that the State breaks. Reads all of it."""
     tables.flush()
-    tables.db.execute("CREATE INDEX IF NOT EXISTS names_by_inode ON dentries (ino)")
     broken = [finding for rule in (*_NAMES, *_CONTENT, *_TOTALS) for finding in _broken(tables, rule)]
     return broken + check_leases(tables)
 
