@@ -18,12 +18,15 @@ def main() -> int:
     asked = parser.parse_args()
     failed = 0
     for seed in range(asked.seed, asked.seed + asked.runs):
+        # First, for the case that the program itself breaks.
+        print(f"seed {seed}: ", end="", flush=True)
         outcome = simulate(seed, sessions=asked.sessions, steps=asked.steps)
         failed += bool(outcome.wrong)
         print(
-            f"seed {seed}: {'FAILED' if outcome.wrong else 'ok'} checksum {outcome.checksum[:16]} position {outcome.position} "
+            f"{'FAILED' if outcome.wrong else 'ok'} checksum {outcome.checksum[:16]} position {outcome.position} "
             f"operations {outcome.operations} acknowledged {outcome.acknowledged} "
-            f"crashes {outcome.crashes} fences {outcome.fences}",
+            f"added {outcome.added} crashes {outcome.crashes} fences {outcome.fences} "
+            f"freezes {outcome.freezes} copies {outcome.copies}",
             flush=True,
         )
         for line in outcome.wrong:

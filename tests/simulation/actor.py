@@ -18,31 +18,49 @@ from agentfs.model.errors import AgentfsError, Fenced
 from agentfs.model.ids import ROOT_INO, Ino, ReplicaId, SessionId
 from agentfs.state.checksum import checksum
 from agentfs.workspace.workspace import Workspace, open_workspace
+from tests.simulation.arena import Arena
 from tests.simulation.evidence import Counter, Evidence
-from tests.simulation.faults import FaultyJournal, FaultyStore, Weather
+from tests.simulation.faults import FaultyJournal, FaultyStore, Outage, Weather
+from tests.simulation.freezer import MACHINE
+from tests.simulation.gathering import Gathering
 from tests.simulation.invariants.acknowledged import SLOT, large_of, slot_of
+from tests.simulation.locker import Locker
+from tests.simulation.quiet import be_quiet
 from tests.simulation.runtime import VirtualRuntime
 
 FILE: Final = stat.S_IFREG | 0o644
 DIRECTORY: Final = stat.S_IFDIR | 0o755
 NAMES: Final = (b"a", b"b", b"c", b"d")
-PROCESSES: Final = 2
+PROCESSES: Final = 3
 
 
 class Actor:
     """Runs `steps` operations, through as many mounts as that takes; ends with a mount that leaves in good order."""
 
-    def __init__(self, number: int, evidence: Evidence, journal: Journal, cache: Path, *, steps: int, replication: str) -> None:
+    def __init__(
+        self,
+        number: int,
+        evidence: Evidence,
+        journal: Journal,
+        directory: Path,
+        gathering: Gathering,
+        *,
+        steps: int,
+        replication: str,
+    ) -> None:
         self.number = number
-        self.session: SessionId | None = None
+        self.workspace: Workspace | None = None
         self._evidence = evidence
         self._journal = journal
-        self._cache = cache
+        self._home = directory
+        self._gathering = gathering
         self._steps = steps
         self._replication = replication
         self._random = Random(f"{evidence.seed}-{number}")
         self._runtime = VirtualRuntime(Random(f"{evidence.seed}-{number}-runtime"), skew_ns=number * 10**12)
         self._life = trio.CancelScope()
+        self._lives = 0
+        self._caches = 0
         self._weather = Weather(
             Random(f"{evidence.seed}-{number}-weather"),
             refuse=0.05,
@@ -51,10 +69,21 @@ class Actor:
             slow=0.3,
             killer=self.kill,
         )
-        if self._random.random() < 0.4:
-            start = self._random.uniform(0, 30)
-            self._weather.outages.append((start, start + self._random.uniform(10, 50)))
+        while self._random.random() < 0.5:
+            start = self._random.uniform(0, 100)
+            patience_seconds = self._random.choice((0.1, 10.0))
+            self._weather.outages.append(Outage(start, start + self._random.uniform(5, 50), patience_seconds))
         self._names = 0
+
+    @property
+    def session(self) -> SessionId | None:
+        """The session of its mount, None while there is none."""
+        return self.workspace._core.committer.session if self.workspace is not None else None
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether its session cannot be dead, by its own clock."""
+        return self.workspace is not None and not self.workspace._heartbeat.lapsed
 
     def kill(self) -> None:
         """kill -9: nothing that the mount would still have done happens."""
@@ -62,6 +91,7 @@ class Actor:
 
     async def run(self) -> None:
         """Mount, work, be killed, until every step is made; then mount once more without faults and leave in good order."""
+        MACHINE.set(self.number)
         while self._steps > 0:
             self._life = trio.CancelScope()
             with self._life:
@@ -71,11 +101,14 @@ class Actor:
                 except* AgentfsError:
                     # The journal or the replicas did not answer while it mounted or left: it is started again.
                     await trio.sleep(1)
+            self.workspace = None
             self._evidence.crashes += self._life.cancelled_caught
-            self.session = None
+            # Some go on elsewhere: what was staged and not acknowledged is gone, and nobody says goodbye for the dead session.
+            self._caches += self._life.cancelled_caught and self._random.random() < 0.25
         self._weather.calm()
         self._life = trio.CancelScope()
         async with self._mounted() as workspace:
+            await be_quiet(workspace, self.number, self._evidence, self._gathering, self._random)
             assert await workspace.drain() == []
 
     @asynccontextmanager
@@ -90,15 +123,18 @@ class Actor:
                 journal=journal,
                 chunks=Cached(replicas, max_bytes=1 << 20),
                 replicas=replicas,
-                cache_dir=self._cache,
+                cache_dir=self._home / str(self._caches),
                 runtime=self._runtime,
                 host=f"host{self.number}",
                 pid=1,
             ) as workspace,
         ):
-            self.session = workspace._core.committer.session
+            self._lives += 1
+            self.workspace = workspace
+            self._locker = Locker(self.number, self._evidence, workspace, self._random)
+            self._arena = Arena(self.number, self._evidence, workspace, self._random)
             yield workspace
-            self.session = None
+            self.workspace = None
 
     async def _work(self, workspace: Workspace) -> None:
         async with trio.open_nursery() as nursery:
@@ -142,12 +178,34 @@ class Actor:
             self._make_mine,
             self._remove_mine,
         ]
-        return [*shared, self._write, *mine, self._look, self._read_ledger, self._read_large]
+        locks = [self._add_one, self._add_one, self._add_one, self._try_lock, self._give_up, self._look_under_lock]
+        arena = [self._use_arena] * 4
+        return [*shared, self._write, *mine, *locks, *arena, self._look, self._glance, self._read_ledger, self._read_large]
+
+    async def _add_one(self, workspace: Workspace) -> None:
+        await self._locker.add_one(self._locker.some_place())
+
+    async def _try_lock(self, workspace: Workspace) -> None:
+        await self._locker.add_one(self._locker.some_place(), wait=False)
+
+    async def _give_up(self, workspace: Workspace) -> None:
+        """A signal comes for a process that waits for a lock."""
+        await self._locker.add_one(self._locker.some_place(), patience_seconds=self._random.uniform(0, 2))
+
+    async def _look_under_lock(self, workspace: Workspace) -> None:
+        await self._locker.look(self._locker.some_place())
+
+    async def _use_arena(self, workspace: Workspace) -> None:
+        await self._arena.act()
 
     async def _look(self, workspace: Workspace) -> None:
         """Take in what others did, and note what State is where nothing is pending."""
+        await workspace._core.follower.reach_tail()
+        await self._glance(workspace)
+
+    async def _glance(self, workspace: Workspace) -> None:
+        """Note what the follower has made of State so far."""
         committer = workspace._core.committer
-        await committer.catch_up()
         if not committer.pending:
             tables = committer.tables
             self._evidence.states.append((tables.position, checksum(tables), committer.session))
@@ -195,7 +253,7 @@ class Actor:
             self._evidence.misread.append(f"actor {self.number} reads {found} and had {least} acknowledged")
 
     async def _read(self, workspace: Workspace, ino: Ino) -> bytes:
-        handle = workspace.files.open(ino, os.O_RDONLY)
+        handle = await workspace.files.open(ino, os.O_RDONLY)
         try:
             return await workspace.files.read(handle.number, 0, 1 << 30)
         finally:
@@ -226,7 +284,7 @@ class Actor:
     async def _written(self, workspace: Workspace, ino: Ino, data: bytes, *, flags: int = 0, offset: int = 0) -> None:
         """open, write, close or fsync: returns once it is acknowledged."""
         files = workspace.files
-        handle = files.open(ino, os.O_WRONLY | flags)
+        handle = await files.open(ino, os.O_WRONLY | flags)
         try:
             await files.write(handle.number, offset, data)
             await self._random.choice((files.flush, files.sync))(handle.number)
@@ -258,7 +316,7 @@ class Actor:
         data = self._random.randbytes(self._random.choice((1, 20, 300, 40_000)))
         flags = self._random.choice((0, 0, os.O_APPEND, os.O_TRUNC))
         files = workspace.files
-        handle = files.open(inode.ino, os.O_WRONLY | flags)
+        handle = await files.open(inode.ino, os.O_WRONLY | flags)
         try:
             await files.write(handle.number, self._random.randint(0, 100), data)
             await trio.sleep(self._random.choice((0.0, 0.5)))

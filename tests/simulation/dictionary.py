@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from agentfs.model.changes import (
+    Acquire,
     AddSegment,
     AnyChange,
     CloseSession,
+    Deny,
     Drop,
     Fence,
     Found,
@@ -16,13 +18,16 @@ from agentfs.model.changes import (
     Make,
     OpenSession,
     Placed,
+    Release,
     RemoveXattr,
     Rename,
+    Renew,
     Rmdir,
     SetAttr,
     SetXattr,
     Truncate,
     Unlink,
+    Withdraw,
     Write,
 )
 from agentfs.model.entry import Entry, Transaction
@@ -93,9 +98,11 @@ class Dictionary:
                     self.seen[len(self.tokens)] = 0
             case CloseSession():
                 self._end(self._sender)
-            case Fence(session=session):
-                self._end(session)
+            case Fence():
+                self._fence(change)
             case Make():
+                if change.ino in self.nodes:
+                    raise Refused
                 self._link_into(change.parent, change.name, change.ino)
                 self.nodes[change.ino] = Node(change.mode, target=change.target)
             case Link():
@@ -132,7 +139,8 @@ class Dictionary:
                 if xattrs.pop(name, None) is None:
                     raise Refused
                 self._set(ino, xattrs=xattrs)
-            case AddSegment() | Placed():
+            case AddSegment() | Placed() | Renew() | Acquire() | Withdraw() | Release() | Deny():
+                # Leases have an invariant of their own, and do not show in the tree.
                 pass
 
     def links(self, ino: int) -> int:
@@ -170,6 +178,14 @@ class Dictionary:
                 self._set(ino, owner=self._sender)
             else:
                 del self.nodes[ino]
+
+    def _fence(self, change: Fence) -> None:
+        if change.session not in self.seen:
+            raise Refused
+        shown = change.seen is not None and self.seen[change.session] > change.seen
+        if shown and change.session not in self.ended:
+            raise Refused
+        self._end(change.session)
 
     def _end(self, session: int) -> None:
         if session in self.ended:

@@ -1,6 +1,7 @@
 """What a simulation leaves for the invariants to look at."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agentfs.chunks.memory import MemoryStore
@@ -9,7 +10,10 @@ from agentfs.model.changes import AddSegment, ChunkRun, Write
 from agentfs.model.codec import decode_entry
 from agentfs.model.entry import Entry
 from agentfs.model.extents import Chunk
-from agentfs.model.ids import ROOT_INO, Ino, Position, ReplicaId
+from agentfs.model.ids import ROOT_INO, Ino, Position, ReplicaId, SessionId
+from agentfs.model.lease import Run, conflicts
+from tests.simulation.freezer import Freezer
+from tests.simulation.witness import Witness
 
 
 @dataclass
@@ -20,6 +24,35 @@ class Counter:
     acknowledged: int = 0
 
 
+@dataclass(eq=False, slots=True)
+class Belief:
+    """A process that was granted a lock and has not let go of it. `is_live`: as far as its mount can tell, it is its own."""
+
+    machine: int
+    owner: int
+    key: tuple[Ino, int]
+    run: Run
+    is_live: Callable[[], bool]
+
+
+@dataclass(slots=True)
+class Asked:
+    """An operation on a name of the arena, or from `old` to `new`: the journal's length when it began and when it was answered.
+
+    `known` is how much of the journal its mount had applied when it began. `answer` is empty as long as there is none: its
+    machine was killed.
+    """
+
+    machine: int
+    verb: str
+    old: bytes
+    new: bytes
+    begun: int
+    known: int
+    ended: int = -1
+    answer: str = ""
+
+
 @dataclass
 class Evidence:
     """The replicas, what was in them when each entry was appended, and what the actors were told.
@@ -27,6 +60,11 @@ class Evidence:
     `records` were appended to the ledger: True once a close or an fsync said that they are safe. `made` and `removed` are names
     that one actor alone uses, as it was told. `states` are checksums of mounts at the positions they had reached,
     `misread` what a mount showed and should not have.
+
+    `added` are the numbers that processes wrote under locks and were told are safe, by file and place. `clashes` are locks that
+    two processes held at once, `late` what took too long, `unsettled` mounts that were not at the tail when all was quiet,
+    `stranded` what is neither in the workspace nor in a recovery folder. `asked` are the operations in the arena, `copied` the
+    sessions that two machines used.
     """
 
     seed: int
@@ -44,6 +82,21 @@ class Evidence:
     made: set[bytes] = field(default_factory=set)
     removed: set[bytes] = field(default_factory=set)
     states: list[tuple[Position, str, int]] = field(default_factory=list)
+    witness: Witness = field(default_factory=Witness)
+    freezer: Freezer = field(default_factory=Freezer)
+    flocked: Ino = ROOT_INO
+    ranged: Ino = ROOT_INO
+    arena: Ino = ROOT_INO
+    added: list[tuple[Ino, int, int]] = field(default_factory=list)
+    beliefs: list[Belief] = field(default_factory=list)
+    clashes: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
+    stranded: list[str] = field(default_factory=list)
+    unsettled: list[str] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+    copied: set[SessionId] = field(default_factory=set)
+    copies: int = 0
+    owners: int = 0
     operations: int = 0
     acknowledged: int = 0
     crashes: int = 0
@@ -60,9 +113,32 @@ class Evidence:
         body = next(store._objects[key] for store in self.stores.values() if key in store._objects)
         return decode_chunk(body[chunk.start : chunk.start + chunk.stored], chunk)
 
+    def watch(self) -> None:
+        """Tell the witness what to look at."""
+        self.witness.arena = self.arena
+        self.witness.counters = {self.flocked, self.ranged}
+
+    def new_owner(self) -> int:
+        """A lock owner that nobody was before."""
+        self.owners += 1
+        return self.owners
+
+    def believe(self, belief: Belief) -> None:
+        """Note that a process has a lock, and what is wrong with that."""
+        if belief.is_live():
+            self.clashes += [
+                f"entry {len(self.payloads)}: actor {belief.machine} is given {belief.run} of {belief.key}, "
+                f"actor {other.machine} has {other.run}"
+                for other in self.beliefs
+                if other.key == belief.key and conflicts(other.run, belief.run) and other.is_live()
+            ]
+        self.beliefs.append(belief)
+
     def appended(self, position: Position, payload: bytes) -> None:
-        """Look, at the moment an entry enters the journal, where the segments are that it names."""
-        for transaction in decode_entry(payload).transactions:
+        """Look, at the moment an entry enters the journal, what it does, and where the segments are that it names."""
+        entry = decode_entry(payload)
+        self.witness.take(entry)
+        for transaction in entry.transactions:
             for change in transaction.changes:
                 names = [change.name] if isinstance(change, AddSegment) else []
                 if isinstance(change, Write):

@@ -1,10 +1,10 @@
 """Faults: journals and stores that refuse, that lose an answer after doing what they were asked, and that take their time."""
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol
+from typing import Final, Protocol, TypeVar
 
 import trio
 
@@ -12,6 +12,10 @@ from agentfs.chunks.contract import Capacity, Check, ChunkStore, ObjectInfo
 from agentfs.journal.contract import Journal, Record
 from agentfs.model.errors import AgentfsError, Unavailable
 from agentfs.model.ids import Position
+
+T = TypeVar("T")
+
+_OUT_OF_BAND: Final = frozenset(("tail", "tail_at_once", "wait", "beat", "beats", "forget_beat"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +56,45 @@ class Script:
 
 
 @dataclass(slots=True)
+class Cable:
+    """A connection that a test cuts: then nothing is done, and every call fails after `patience_seconds`.
+
+    `held` are verbs that wait for an event before they are done.
+    """
+
+    cut: bool = False
+    patience_seconds: float = 0.1
+    held: dict[str, trio.Event] = field(default_factory=dict)
+
+    def next(self, verb: str) -> Fault:
+        if self.cut:
+            return Fault(self.patience_seconds, refused=Unavailable(f"{verb}: nobody answers"))
+        return Fault(self.held.get(verb, 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """From `start` to `end`, in virtual seconds, nothing is answered, though some of it is done.
+
+    A call fails after `patience_seconds` at most: at once where a connection is refused, later where it is silent.
+    """
+
+    start: float
+    end: float
+    patience_seconds: float = 0.1
+
+    def remaining(self) -> float:
+        """Virtual seconds to its end; 0 outside of it."""
+        now = trio.current_time()
+        return self.end - now if self.start <= now else 0.0
+
+
+@dataclass(slots=True)
 class Weather:
-    """Seeded faults: with these probabilities a call is refused, loses its answer, kills its session, or is slow."""
+    """Seeded faults: with these probabilities a call is refused, loses its answer, kills its session, or is slow.
+
+    Heartbeats and looks at the tail are only slow, and cut off in an outage, or nobody would ever get to work.
+    """
 
     random: Random
     refuse: float = 0.0
@@ -62,8 +103,7 @@ class Weather:
     slow: float = 0.0
     slow_seconds: float = 0.5
     killer: Callable[[], None] = lambda: None
-    outages: list[tuple[float, float]] = field(default_factory=list)
-    """Virtual seconds from when to when nothing is answered, though some of it is done."""
+    outages: list[Outage] = field(default_factory=list)
 
     def calm(self) -> None:
         """No more faults."""
@@ -71,13 +111,14 @@ class Weather:
         self.outages.clear()
 
     def next(self, verb: str) -> Fault:
-        now = trio.current_time()
-        if any(start <= now < end for start, end in self.outages):
-            unreachable = Unavailable(f"{verb}: nobody answers")
-            return Fault(0.1, lost=unreachable) if self.random.random() < 0.2 else Fault(0.1, refused=unreachable)
+        for outage in self.outages:
+            if (remaining := outage.remaining()) > 0:
+                return self._cut_off(verb, min(remaining, outage.patience_seconds))
         roll, slow = self.random.random(), self.random.random() < self.slow
         seconds = self.random.random() * self.slow_seconds if slow else 0.0
         behind = self.random.random() * self.slow_seconds if slow else 0.0
+        if verb in _OUT_OF_BAND:
+            return Fault(seconds, behind=behind)
         if roll < self.refuse:
             return Fault(seconds, refused=Unavailable(f"{verb} was refused"))
         roll -= self.refuse
@@ -86,6 +127,11 @@ class Weather:
         if roll - self.lose < self.kill:
             return Fault(seconds, behind=behind, kill=self.killer)
         return Fault(seconds, behind=behind)
+
+    def _cut_off(self, verb: str, seconds: float) -> Fault:
+        unreachable = Unavailable(f"{verb}: nobody answers")
+        done = self.random.random() < 0.2
+        return Fault(behind=seconds, lost=unreachable) if done else Fault(seconds, refused=unreachable)
 
 
 async def _wait(what: trio.Event | float) -> None:
@@ -111,46 +157,51 @@ async def _end(fault: Fault) -> None:
 
 
 class FaultyJournal:
-    """A journal with faults on what it is asked to append and to read."""
+    """A journal with faults on what it is asked."""
 
     def __init__(self, journal: Journal, faults: Faults) -> None:
         self._journal = journal
         self._faults = faults
 
     async def append(self, payload: bytes) -> Position:
-        fault = self._faults.next("append")
-        await _begin(fault)
-        position = await self._journal.append(payload)
-        await _end(fault)
-        return position
+        return await self._asked("append", lambda: self._journal.append(payload))
 
     async def read(self, after: Position, *, limit_bytes: int = 4 << 20) -> list[Record]:
-        fault = self._faults.next("read")
-        await _begin(fault)
-        records = await self._journal.read(after, limit_bytes=limit_bytes)
-        await _end(fault)
-        return records
+        return await self._asked("read", lambda: self._journal.read(after, limit_bytes=limit_bytes))
 
     async def tail(self) -> Position:
-        return await self._journal.tail()
+        return await self._asked("tail", self._journal.tail)
+
+    def tail_at_once(self) -> Position | None:
+        fault = self._faults.next("tail_at_once")
+        return None if fault.before or fault.refused or fault.lost else self._journal.tail_at_once()
 
     async def wait(self, after: Position) -> None:
+        # What befalls it does so when there is news: until then nobody notices whether it would come.
         await self._journal.wait(after)
+        await self._asked("wait", trio.lowlevel.checkpoint)
 
     async def beat(self, session: int) -> None:
-        await self._journal.beat(session)
+        await self._asked("beat", lambda: self._journal.beat(session))
 
     async def beats(self) -> dict[int, int]:
-        return await self._journal.beats()
+        return await self._asked("beats", self._journal.beats)
 
     async def forget_beat(self, session: int) -> None:
-        await self._journal.forget_beat(session)
+        await self._asked("forget_beat", lambda: self._journal.forget_beat(session))
 
     async def trim(self, before: Position) -> None:
         await self._journal.trim(before)
 
     async def aclose(self) -> None:
         await self._journal.aclose()
+
+    async def _asked(self, verb: str, ask: Callable[[], Awaitable[T]]) -> T:
+        fault = self._faults.next(verb)
+        await _begin(fault)
+        answer = await ask()
+        await _end(fault)
+        return answer
 
 
 class FaultyStore:

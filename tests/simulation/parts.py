@@ -115,6 +115,7 @@ async def open_parts(
     tables, staging = replayed(world.log), Staging(directory, runtime.boottime)
     committer = Committer(journal, tables, SessionId(session), runtime)
     committer.on_submit, committer.on_withdraw = staging.log_submitted, staging.log_withdrawn
+    tables.before_erase = staging.discard
     async with open_replicated(stores, replication=replication, runtime=runtime) as replicas, trio.open_nursery() as nursery:
         if run:
             nursery.start_soon(committer.run)

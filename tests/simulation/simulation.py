@@ -11,15 +11,17 @@ import trio
 
 from agentfs.chunks.memory import MemoryStore
 from agentfs.journal.memory import MemoryJournal, MemoryLog
-from agentfs.model.changes import Fence
 from agentfs.model.codec import encode_entry
 from agentfs.model.entry import Entry, Transaction
-from agentfs.model.ids import NO_SESSION, Ino, Position, ReplicaId, SessionId, TxnNumber, first_ino
+from agentfs.model.ids import Ino, Position, ReplicaId, SessionId, TxnNumber, first_ino
 from tests.simulation.actor import Actor
-from tests.simulation.entries import founding, make, opening
+from tests.simulation.entries import DIRECTORY, founding, make, opening
 from tests.simulation.evidence import Evidence
+from tests.simulation.gathering import Gathering
+from tests.simulation.harm import Harm
 from tests.simulation.invariants import violations
 from tests.simulation.invariants.agreement import final_checksum
+from tests.simulation.invariants.tree import content
 from tests.simulation.virtual_time import run_in_virtual_time
 
 REPLICAS = 3
@@ -36,6 +38,9 @@ class Outcome:
     acknowledged: int
     crashes: int
     fences: int
+    copies: int
+    freezes: int
+    added: int
     states: int
     wrong: list[str]
 
@@ -69,6 +74,9 @@ def simulate(seed: int, *, sessions: int = 3, steps: int = 60) -> Outcome:
         acknowledged=evidence.acknowledged,
         crashes=evidence.crashes,
         fences=evidence.fences,
+        copies=evidence.copies,
+        freezes=evidence.freezer.times.total(),
+        added=len(evidence.added),
         states=len(evidence.states),
         wrong=violations(evidence),
     )
@@ -78,38 +86,47 @@ async def _main(evidence: Evidence, directory: Path, random: Random, sessions: i
     log = MemoryLog()
     evidence.payloads = log.payloads
     evidence.stores = {ReplicaId(number): MemoryStore() for number in range(1, REPLICAS + 1)}
-    log.payloads.extend(encode_entry(entry) for entry in _beginning(evidence, sessions, replication))
+    beginning = _beginning(evidence, sessions, replication)
+    evidence.watch()
+    evidence.witness.read = partial(content, evidence, evidence.witness.tables)
     journal = ObservedJournal(log, evidence)
+    for entry in beginning:
+        await journal.append(encode_entry(entry))
+    gathering = Gathering(sessions)
     actors = [
-        Actor(number, evidence, journal, directory / str(number), steps=steps, replication=replication)
+        Actor(number, evidence, journal, directory / str(number), gathering, steps=steps, replication=replication)
         for number in range(sessions)
     ]
-    async with trio.open_nursery() as nursery:
-        if random.random() < 0.5:
-            nursery.start_soon(_fence_some, evidence, journal, actors, random)
-        async with trio.open_nursery() as running:
-            for actor in actors:
-                running.start_soon(actor.run)
-        nursery.cancel_scope.cancel()
+    evidence.witness.on_verdict = partial(_check_verdict, evidence, actors)
+    trio.lowlevel.add_instrument(evidence.freezer)
+    async with trio.open_nursery() as running:
+        for actor in actors:
+            running.start_soon(actor.run)
+        async with trio.open_nursery() as faults:
+            harm = Harm(evidence, log, journal, actors, random)
+            for task in harm.tasks():
+                faults.start_soon(task)
+            await gathering.first.wait()
+            faults.cancel_scope.cancel()
+
+
+def _check_verdict(evidence: Evidence, actors: list[Actor], session: SessionId) -> None:
+    """A session is judged dead: then its own clock must have said so before."""
+    for actor in actors:
+        if actor.session == session and actor.is_safe:
+            evidence.clashes.append(f"entry {len(evidence.payloads)}: session {session} was judged dead and had time left")
 
 
 def _beginning(evidence: Evidence, sessions: int, replication: str) -> list[Entry]:
     """The workspace, and the files that actors share without removing them, made by a session that does nothing else."""
     founder = SessionId(1)
-    inos = iter(range(first_ino(founder), first_ino(founder) + sessions + 2))
+    inos = iter(range(first_ino(founder), first_ino(founder) + sessions + 5))
     evidence.ledger, evidence.slots = Ino(next(inos)), Ino(next(inos))
+    evidence.flocked, evidence.ranged, evidence.arena = Ino(next(inos)), Ino(next(inos)), Ino(next(inos))
     evidence.large = {number: Ino(ino) for number, ino in enumerate(inos)}
     made = [make(evidence.ledger, b"ledger"), make(evidence.slots, b"slots")]
+    made += [make(evidence.flocked, b"flocked"), make(evidence.ranged, b"ranged")]
+    made += [make(evidence.arena, b"arena", mode=DIRECTORY)]
     made += [make(ino, b"large-%d" % number) for number, ino in evidence.large.items()]
     transaction = Transaction(TxnNumber(1), list(made))
     return [founding(REPLICAS, replication=replication), opening(b"founder"), Entry(founder, 1, [transaction])]
-
-
-async def _fence_some(evidence: Evidence, journal: ObservedJournal, actors: list[Actor], random: Random) -> None:
-    """Somebody who takes live sessions for dead ones."""
-    while True:
-        await trio.sleep(random.expovariate(1 / 20))
-        session = random.choice(actors).session
-        if session is not None:
-            evidence.fences += 1
-            await journal.append(encode_entry(Entry(NO_SESSION, 1, [Transaction(TxnNumber(1), [Fence(session)])])))

@@ -3,7 +3,20 @@
 from collections.abc import Callable
 
 from tests.simulation.evidence import Evidence
-from tests.simulation.invariants import acknowledged, agreement, fences, once, placement, reading, tree
+from tests.simulation.invariants import (
+    acknowledged,
+    agreement,
+    counters,
+    fences,
+    leases,
+    once,
+    placement,
+    quiet,
+    reading,
+    realtime,
+    stranded,
+    tree,
+)
 
 Check = Callable[[Evidence], list[str]]
 
@@ -15,6 +28,11 @@ EVERY: tuple[Check, ...] = (
     agreement.check,
     acknowledged.check,
     reading.check,
+    leases.check,
+    counters.check,
+    stranded.check,
+    realtime.check,
+    quiet.check,
 )
 
 

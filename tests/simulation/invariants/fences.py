@@ -14,7 +14,7 @@ def check(evidence: Evidence) -> list[str]:
     tables = open_tables(None)
     for number, entry in enumerate(evidence.entries, 1):
         position = Position(number)
-        apply_entry(tables, entry, position)
+        outcomes = apply_entry(tables, entry, position)
         tables.settle()
         if entry.session in fenced:
             tables.flush()
@@ -23,7 +23,8 @@ def check(evidence: Evidence) -> list[str]:
                 "SELECT ino FROM versions WHERE position = ? AND session = ?",
             ):
                 wrong += [f"entry {number}: {row}" for row in tables.db.execute(query, (position, entry.session))]
-        for transaction in entry.transactions:
-            fenced |= {change.session for change in transaction.changes if isinstance(change, Fence)}
+        for transaction, outcome in zip(entry.transactions, outcomes, strict=True):
+            if outcome is None:
+                fenced |= {change.session for change in transaction.changes if isinstance(change, Fence)}
     tables.close()
     return wrong

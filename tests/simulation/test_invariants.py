@@ -1,0 +1,163 @@
+"""That the checkers see what is wrong: each is shown evidence of a fault, and a freeze is one."""
+
+import trio
+
+from agentfs.model.changes import Acquire, InlineRun, Make, OpenSession, Unlink, Write
+from agentfs.model.entry import Entry, Transaction
+from agentfs.model.ids import NO_SESSION, Ino, SessionId, TxnNumber, first_ino
+from agentfs.model.lease import EXCLUSIVE, FLOCK, WHOLE, Run
+from tests.simulation.entries import DIRECTORY, founding, make
+from tests.simulation.evidence import Asked, Belief, Evidence
+from tests.simulation.freezer import MACHINE, Freezer
+from tests.simulation.invariants import counters, leases, realtime
+from tests.simulation.invariants.tree import content
+from tests.simulation.locker import number_bytes
+from tests.simulation.virtual_time import in_virtual_time
+
+A, B = SessionId(1), SessionId(2)
+ARENA, COUNTER, FILE = (Ino(first_ino(A) + number) for number in range(3))
+
+
+def watched() -> Evidence:
+    """A workspace with an arena and a file of counters, which sessions A and B use."""
+    evidence = Evidence(0, 1, arena=ARENA, flocked=COUNTER)
+    evidence.watch()
+    evidence.witness.read = lambda ino: content(evidence, evidence.witness.tables, ino)
+    evidence.witness.take(founding(1))
+    for number in range(2):
+        opened = OpenSession(b"%d" % number, f"host{number}", 7, "", 2)
+        evidence.witness.take(Entry(NO_SESSION, 2, [Transaction(TxnNumber(1), [opened])]))
+    send(evidence, A, make(ARENA, b"arena", mode=DIRECTORY), make(COUNTER, b"counter"), make(FILE, b"x", parent=ARENA))
+    return evidence
+
+
+def send(evidence: Evidence, session: SessionId, *changes: Make | Unlink | Write | Acquire) -> None:
+    """An entry of a session is appended."""
+    number = TxnNumber(evidence.witness.tables.sessions[session].seen + 1)
+    evidence.witness.take(Entry(session, 1, [Transaction(number, list(changes))]))
+
+
+def counted(value: int) -> Write:
+    """A process wrote a number."""
+    return Write(COUNTER, [InlineRun(0, number_bytes(value))], False, 1)
+
+
+# ---- counters
+
+
+def test_numbers_that_grow_are_right() -> None:
+    evidence = watched()
+    send(evidence, A, counted(1))
+    send(evidence, B, counted(2))
+    evidence.added += [(COUNTER, 0, 1), (COUNTER, 0, 2)]
+    assert evidence.witness.wrong + counters.check(evidence) == []
+
+
+def test_a_number_that_is_written_twice_is_seen() -> None:
+    evidence = watched()
+    send(evidence, A, counted(1))
+    send(evidence, B, counted(1))
+    evidence.added += [(COUNTER, 0, 1), (COUNTER, 0, 1)]
+    assert len(evidence.witness.wrong) == 1
+    assert len(counters.check(evidence)) == 1
+
+
+def test_a_number_that_is_gone_is_seen() -> None:
+    evidence = watched()
+    send(evidence, A, counted(1))
+    evidence.added += [(COUNTER, 0, 2)]
+    assert len(counters.check(evidence)) == 1
+
+
+# ---- locks
+
+
+def believed(machine: int, first: int, last: int, *, live: bool = True) -> Belief:
+    """A process believes that it holds some bytes."""
+    return Belief(machine, machine, (COUNTER, FLOCK), Run(first, last, EXCLUSIVE), lambda: live)
+
+
+def test_two_holders_are_seen_if_both_live() -> None:
+    for other, clashes in ((believed(2, 5, 9), 1), (believed(2, 11, 12), 0), (believed(2, 5, 9, live=False), 0)):
+        evidence = Evidence(0, 1)
+        evidence.believe(other)
+        evidence.believe(believed(1, 0, 10))
+        assert len(evidence.clashes) == clashes
+
+
+def test_what_is_left_at_the_end_is_seen() -> None:
+    evidence = watched()
+    send(evidence, A, Acquire(COUNTER, FLOCK, 1, WHOLE, True, 1))
+    wrong = leases.check(evidence)
+    assert len(wrong) == 3, "a lease and two sessions"
+
+
+# ---- real time
+
+
+def asked(verb: str, old: bytes, new: bytes, answer: str, begun: int, ended: int) -> Asked:
+    """An operation of the machine whose session is A."""
+    return Asked(machine=0, verb=verb, old=old, new=new, begun=begun, known=begun, ended=ended, answer=answer)
+
+
+def in_arena(*operations: Asked) -> list[str]:
+    """What is wrong with operations, in a journal in which entry 5 makes `y` and entry 6 removes `x`."""
+    evidence = watched()
+    send(evidence, A, make(FILE + 1, b"y", parent=ARENA))
+    send(evidence, B, Unlink(ARENA, b"x", FILE, False, 1))
+    evidence.payloads = [b""] * evidence.witness.tables.position
+    evidence.asked = list(operations)
+    return realtime.check(evidence)
+
+
+def test_an_effect_in_between_is_right() -> None:
+    assert in_arena(asked("make", b"", b"y", "done", 4, 5)) == []
+
+
+def test_an_effect_before_or_behind_is_seen() -> None:
+    assert len(in_arena(asked("make", b"", b"y", "done", 5, 6))) == 1
+    assert len(in_arena(asked("make", b"", b"y", "done", 3, 4))) == 1
+
+
+def test_two_that_claim_one_effect_are_seen() -> None:
+    assert len(in_arena(asked("make", b"", b"y", "done", 4, 5), asked("make", b"", b"y", "done", 4, 6))) == 1
+
+
+def test_a_refusal_that_was_never_right_is_seen() -> None:
+    assert in_arena(asked("make", b"", b"x", "exists", 4, 5)) == []
+    assert len(in_arena(asked("make", b"", b"x", "exists", 6, 6))) == 1
+    assert in_arena(asked("rename", b"x", b"z", "not found", 5, 6)) == []
+    assert len(in_arena(asked("rename", b"x", b"z", "not found", 4, 5))) == 1
+
+
+# ---- freezing
+
+
+@in_virtual_time
+async def test_a_frozen_machine_stands_still_and_goes_on() -> None:
+    freezer, ticks = Freezer(), dict[int, int]()
+
+    async def tick(machine: int) -> None:
+        MACHINE.set(machine)
+
+        async def child() -> None:
+            while True:
+                await trio.sleep(1)
+                ticks[machine] = ticks.get(machine, 0) + 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child)
+
+    trio.lowlevel.add_instrument(freezer)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tick, 1)
+        nursery.start_soon(tick, 2)
+        await trio.sleep(10.5)
+        freezer.freeze(1)
+        await trio.sleep(10)
+        assert ticks == {1: 10, 2: 20}
+        freezer.thaw(1)
+        await trio.sleep(9.25)
+        # The sleep that it was in ended while it was frozen: the next one began when it was let go on.
+        assert ticks == {1: 20, 2: 29}
+        nursery.cancel_scope.cancel()
