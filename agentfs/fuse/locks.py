@@ -16,8 +16,9 @@ from agentfs.model.errors import AgentfsError
 from agentfs.model.ids import Ino
 from agentfs.model.lease import EXCLUSIVE, FLOCK, POSIX, SHARED, Run
 from agentfs.workspace.files import Files
+from agentfs.workspace.line import Waiter
 from agentfs.workspace.lock_table import Lock
-from agentfs.workspace.locks import Locks, Waiter
+from agentfs.workspace.locks import Locks
 
 _MODES: Final = {fcntl.F_RDLCK: SHARED, fcntl.F_WRLCK: EXCLUSIVE}
 _KINDS: Final = {mode: kind for kind, mode in _MODES.items()}

@@ -8,7 +8,7 @@ the same rules, so that rows always say what a fresh replay would say.
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from agentfs.journal.contract import Journal
-from agentfs.model.changes import AnyChange, Fence, InlineRun, Make, SetXattr, Write
+from agentfs.model.changes import AnyChange, Fence, Make
 from agentfs.model.codec import decode_entry, encode_entry
 from agentfs.model.entry import Entry, Transaction
 from agentfs.model.errors import AgentfsError, Corrupt, Fenced, NoSpace, Unavailable
@@ -26,16 +26,13 @@ from agentfs.runtime import Runtime
 from agentfs.state.apply import Outcome, advance, apply_entry, apply_transaction
 from agentfs.state.tables import Tables, Undo
 from agentfs.state.touched import Touched, touched
+from agentfs.workspace.pending import Pending, is_full, weight
 
 NOWHERE = Position(0)
 """The position of a pending transaction that would abort as things stand."""
 
 LINGER_SECONDS = 0.05
 """How long a transaction that nobody waits for may stay pending, so that others join its entry."""
-
-GROUP_TRANSACTIONS = 1024
-GROUP_BYTES = 4 << 20
-"""Bounds of one entry."""
 
 PENDING_MAX = 4096
 """Transactions pending before operations that need not wait are made to."""
@@ -56,37 +53,8 @@ FORCED_SAVE_ENTRIES = 4096
 FORCED_SAVE_BYTES = 4 << 20
 """How much is saved even though something is always pending."""
 
-_CHANGE_BYTES = 128
-"""What a change weighs in an entry besides the content it carries, roughly."""
-
 T = TypeVar("T")
 _log = structlog.get_logger()
-
-
-class Pending:
-    """A transaction that is applied here and not known to be in the journal; `outcome` counts once `done` is set.
-
-    `landed`: it was given up because the journal did not answer, and found to be in the journal after all. `undone` is the
-    undo list of the last time it was taken back: what the kernel was shown of it.
-    """
-
-    __slots__ = ("done", "landed", "outcome", "position", "size", "transaction", "undo", "undone")
-
-    def __init__(self, transaction: Transaction, undo: Undo, position: Position, size: int) -> None:
-        self.transaction = transaction
-        self.undo = undo
-        self.undone: Undo = []
-        self.position = position
-        self.size = size
-        self.outcome: Outcome = None
-        self.landed = False
-        self.done = trio.Event()
-
-    async def committed(self) -> None:
-        """Return once it is in the journal; raise why it is not to be."""
-        await self.done.wait()
-        if self.outcome is not None:
-            raise self.outcome
 
 
 class Committer:
@@ -147,7 +115,7 @@ class Committer:
             raise Fenced("the session was declared dead")
         transaction = Transaction(TxnNumber(self._number + 1), changes)
         position = Position(self.tables.position + (2 if self._flying else 1))
-        pending = Pending(transaction, [], position, sum(map(_weight, changes)))
+        pending = Pending(transaction, [], position, sum(map(weight, changes)))
         outcome = self._speculate(pending)
         if outcome is not None:
             raise outcome
@@ -226,16 +194,19 @@ class Committer:
         """Append what is pending, group by group, until cancelled."""
         while True:
             await self._wait_for_work()
-            await self._registered.wait()
+            await self.registered()
             self._take_group()
-            if not self._flying:
+            group, session = list(self._flying), self.session
+            if not group:
                 continue
-            entry = Entry(self.session, self._runtime.now_ns(), [pending.transaction for pending in self._flying])
+            entry = Entry(session, self._runtime.now_ns(), [pending.transaction for pending in group])
             try:
                 position = await self._persist(partial(self._journal.append, encode_entry(entry)))
-                await self._confirm(position)
+                await self._confirm(position, group)
             except AgentfsError as error:
-                self._fail(error)
+                # What was sent for a session that is lost is another one's business by now.
+                if session == self.session:
+                    self._fail(error)
             if self._should_save():
                 self.save()
             self._room.set()
@@ -353,7 +324,7 @@ class Committer:
 
     def _take_group(self) -> None:
         size = 0
-        while self._queue and not _is_full(len(self._flying), size):
+        while self._queue and not is_full(len(self._flying), size):
             pending = self._queue.popleft()
             size += pending.size
             self._flying.append(pending)
@@ -375,15 +346,16 @@ class Committer:
             await self._runtime.sleep(pause * (0.5 + self._runtime.jitter()))
             pause = min(pause * 2, 2.0)
 
-    async def _confirm(self, position: Position) -> None:
+    async def _confirm(self, position: Position, group: list[Pending]) -> None:
         """The group is in the journal at `position`: it stands as speculated, or everything is rebased."""
         self._since_save += 1
-        self._unsaved_bytes += sum(pending.size for pending in self._flying)
-        as_guessed = position == self.tables.position + 1 and all(p.position == position for p in self._flying)
-        if not as_guessed:
+        self._unsaved_bytes += sum(pending.size for pending in group)
+        as_guessed = position == self.tables.position + 1 and all(pending.position == position for pending in group)
+        # Meanwhile the group may have been settled, or taken over by another session.
+        if not as_guessed or self._flying != group:
             await self._persist(partial(self.catch_up, position))
             return
-        group, self._flying = self._flying, []
+        self._flying = []
         # What was given up before and arrives only now is ignored by `apply`: its number is lower.
         self._given_up.clear()
         mark = self.tables.mark()
@@ -528,33 +500,3 @@ class Committer:
 def _fences(entry: Entry, session: SessionId) -> bool:
     changes = (change for transaction in entry.transactions for change in transaction.changes)
     return any(isinstance(change, Fence) and change.session == session for change in changes)
-
-
-def groups(transactions: list[Transaction]) -> Iterator[list[Transaction]]:
-    """Cut transactions into as many as an entry may carry, in order."""
-    group: list[Transaction] = []
-    size = 0
-    for transaction in transactions:
-        if _is_full(len(group), size):
-            yield group
-            group, size = [], 0
-        group.append(transaction)
-        size += sum(map(_weight, transaction.changes))
-    if group:
-        yield group
-
-
-def _is_full(transactions: int, size: int) -> bool:
-    """Whether an entry with so many transactions and bytes takes no more."""
-    return transactions >= GROUP_TRANSACTIONS or size >= GROUP_BYTES
-
-
-def _weight(change: AnyChange) -> int:
-    """About how many bytes a change is in an entry."""
-    match change:
-        case Write(runs=runs):
-            return sum(_CHANGE_BYTES + (run.length if isinstance(run, InlineRun) else 0) for run in runs)
-        case SetXattr(value=value):
-            return _CHANGE_BYTES + len(value)
-        case _:
-            return _CHANGE_BYTES

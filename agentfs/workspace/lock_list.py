@@ -7,8 +7,9 @@ from agentfs.model.ids import Ino, SessionId
 from agentfs.model.lease import EXCLUSIVE, FLOCK, OFFSET_MAX, Leases, Run
 from agentfs.runtime import Runtime
 from agentfs.state.tables import Tables
+from agentfs.workspace.line import Key
 from agentfs.workspace.lock_table import Lock
-from agentfs.workspace.locks import Key, Locks
+from agentfs.workspace.locks import Locks
 from agentfs.workspace.paths import path_of
 from agentfs.workspace.status import LockRow
 

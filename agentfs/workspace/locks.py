@@ -18,22 +18,22 @@ What makes it exact:
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
 
 import structlog
 import trio
 
-from agentfs.model.changes import Acquire, AnyChange, Deny, Release, Withdraw
+from agentfs.model.changes import Acquire, AnyChange, Deny
 from agentfs.model.entry import Entry
-from agentfs.model.errors import AgentfsError, Deadlock, Fenced, LeaseHeld, NoLocks
+from agentfs.model.errors import AgentfsError, Deadlock, LeaseHeld, NoLocks
 from agentfs.model.ids import Ino, SessionId
-from agentfs.model.lease import FLOCK, OFFSET_MAX, POSIX, Leases, Request, conflicts, covers, recalls, runs_of, yielded
+from agentfs.model.lease import FLOCK, OFFSET_MAX, POSIX, Leases, Request, conflicts, covers, runs_of
 from agentfs.runtime import Runtime
 from agentfs.workspace.committer import Committer
 from agentfs.workspace.follower import Follower
+from agentfs.workspace.giving_way import GivingWay
 from agentfs.workspace.heartbeat import Heartbeat
 from agentfs.workspace.kernel import Kernel
+from agentfs.workspace.line import NOBODY, FileLocks, Key, Waiter, is_in_the_way, name_of
 from agentfs.workspace.lock_table import Lock, LockTable, WaitGraph
 from agentfs.workspace.writeback import Writeback
 
@@ -46,49 +46,7 @@ WAITERS_MAX = 65_536
 LEASES_MAX = 4096
 """Files whose leases are kept without need."""
 
-GIVE_WAY_SECONDS = 1.0
-"""How long until a lease that could not be given up, because the file could not be committed, is tried again."""
-
-NOBODY = -1
-"""No lock owner: kernels hand out numbers that are not negative."""
-
-Key = tuple[Ino, int]
-
 _log = structlog.get_logger()
-
-
-@dataclass(eq=False, slots=True)
-class Waiter:
-    """A process's request. `number` names the request in the journal, None while there is none.
-
-    `ready`: State had the journal's tail after the request came. `probe`: it asks (F_GETLK) and takes nothing. `before`: the
-    requests of other sessions that came when this one waited already, for a lock that needs no lease.
-    """
-
-    key: Key
-    lock: Lock
-    wait: bool
-    probe: bool = False
-    ready: bool = False
-    number: int | None = None
-    blocker: Lock | None = None
-    before: set[tuple[SessionId, int]] = field(default_factory=set)
-    outcome: AgentfsError | None = None
-    done: trio.Event = field(default_factory=trio.Event)
-
-
-class FileLocks:
-    """The locks of one file in one space: those that processes hold, and the line of those who want one."""
-
-    __slots__ = ("asking", "key", "line", "seen", "table", "yielding")
-
-    def __init__(self, key: Key) -> None:
-        self.key = key
-        self.table = LockTable()
-        self.line: list[Waiter] = []
-        self.asking = 0
-        self.yielding = False
-        self.seen: set[tuple[SessionId, int]] = set()
 
 
 class Locks:
@@ -107,13 +65,21 @@ class Locks:
         on_lost: Callable[[Ino], None],
     ) -> None:
         self._committer = committer
-        self._writeback = writeback
         self._follower = follower
         self._heartbeat = heartbeat
         self._kernel = kernel
         self._runtime = runtime
         self._nursery = nursery
         self._on_lost = on_lost
+        self._giving = GivingWay(
+            committer=committer,
+            writeback=writeback,
+            kernel=kernel,
+            runtime=runtime,
+            nursery=nursery,
+            is_owed=self._is_owed,
+            evaluate=self._evaluate,
+        )
         self._files: dict[Key, FileLocks] = {}
         self._graph = WaitGraph()
         self._waiting = 0
@@ -278,8 +244,8 @@ class Locks:
             for waiter in list(file.line):
                 if waiter.ready and not waiter.done.is_set() and (waiter.number is not None) is asked:
                     self._consider(file, waiter)
-            self._give_way_if_asked(file)
-        self._withdraw_strays(file)
+            self._giving.if_asked(file)
+        self._giving.withdraw_strays(file)
         if not (file.table or file.line or file.asking or file.yielding):
             self._tidy(file)
 
@@ -301,13 +267,13 @@ class Locks:
 
     def _is_behind(self, file: FileLocks, waiter: Waiter) -> bool:
         """Whether somebody who came earlier waits for what this one wants."""
-        return any(_in_the_way(other, waiter) for other in file.line[: file.line.index(waiter)])
+        return any(is_in_the_way(other, waiter) for other in file.line[: file.line.index(waiter)])
 
     def _is_deadlock(self, file: FileLocks, waiter: Waiter) -> bool:
         if waiter.key[1] != POSIX:
             return False
         ahead = file.line[: file.line.index(waiter)]
-        owners = {other.lock.owner for other in ahead if _in_the_way(other, waiter)}
+        owners = {other.lock.owner for other in ahead if is_in_the_way(other, waiter)}
         owners |= {
             lock.owner for lock in file.table.locks if lock.owner != waiter.lock.owner and conflicts(lock.run, waiter.lock.run)
         }
@@ -333,17 +299,17 @@ class Locks:
 
     def _is_ahead(self, request: Request, waiter: Waiter) -> bool:
         foreign = request.session != self._committer.session and conflicts(request.run, waiter.lock.run)
-        return foreign and _name(request) not in waiter.before
+        return foreign and name_of(request) not in waiter.before
 
     def _meet_others(self, file: FileLocks) -> None:
         """Requests of other sessions that are new stand behind those who wait here already for what needs no lease."""
         others = [each for each in self._leases(file.key).queue if each.session != self._committer.session]
         for request in others:
-            if _name(request) not in file.seen:
+            if name_of(request) not in file.seen:
                 for waiter in file.line:
                     if waiter.number is None and conflicts(request.run, waiter.lock.run):
-                        waiter.before.add(_name(request))
-        file.seen = set(map(_name, others))
+                        waiter.before.add(name_of(request))
+        file.seen = set(map(name_of, others))
 
     def _is_owed(self, file: FileLocks, request: Request) -> bool:
         """Whether somebody here comes before a request of another session."""
@@ -352,7 +318,7 @@ class Locks:
             if not conflicts(request.run, waiter.lock.run):
                 continue
             if waiter.number is None:
-                if not held_up and _name(request) in waiter.before:
+                if not held_up and name_of(request) in waiter.before:
                     return True
             elif self._is_covered(file, waiter):
                 return True
@@ -428,100 +394,19 @@ class Locks:
             return NoLocks("the journal did not answer in time")
         return LeaseHeld("another mount has it, and did not answer in time")
 
-    def _withdraw_strays(self, file: FileLocks) -> None:
-        """Requests in the journal's queue that nobody here waits for any longer go, and those behind them move up."""
-        if file.asking or self._committer.lost:
-            return
-        wanted = {waiter.number for waiter in file.line}
-        ino, space = file.key
-        for request in self._leases(file.key).queue:
-            if request.session == self._committer.session and request.number not in wanted:
-                self._submit_quietly(Withdraw(ino, space, request.number, self._runtime.now_ns()))
-
-    # ---- giving way
-
-    def _give_way_if_asked(self, file: FileLocks) -> None:
-        if file.asking or file.yielding or self._committer.lost:
-            return
-        for request in recalls(self._leases(file.key), self._committer.session):
-            lock = file.table.conflicting(NOBODY, request.run)
-            if lock is None and self._is_owed(file, request):
-                continue
-            if lock is None:
-                file.yielding = True
-                self._nursery.start_soon(self._give_way, file)
-                return
-            if not request.wait:
-                self._deny(file, request, lock)
-
-    def _deny(self, file: FileLocks, request: Request, lock: Lock) -> None:
-        ino, space = file.key
-        now_ns = self._runtime.now_ns()
-        self._submit_quietly(Deny(ino, space, request.session, request.number, lock.run, lock.pid, now_ns))
-
-    async def _give_way(self, file: FileLocks) -> None:
-        """Commit what was written to the file, then release what others wait for and no process here holds."""
-        try:
-            if await self._everything_is_out(file):
-                keep = held = runs_of(self._leases(file.key), self._committer.session)
-                for request in recalls(self._leases(file.key), self._committer.session):
-                    if file.table.conflicting(NOBODY, request.run) is None and not self._is_owed(file, request):
-                        keep = yielded(keep, request.run)
-                if keep != held:
-                    ino, space = file.key
-                    self._submit_quietly(Release(ino, space, keep, self._runtime.now_ns()))
-        finally:
-            file.yielding = False
-        self._evaluate(file)
-
-    async def _everything_is_out(self, file: FileLocks) -> bool:
-        ino = file.key[0]
-        try:
-            await self._kernel.write_back(ino)
-            await self._writeback.commit(ino)
-        except Fenced:
-            return False
-        except AgentfsError as error:
-            if self._committer.tables.inode(ino) is None:
-                # Nothing can be owed to a file that is gone.
-                return True
-            _log.warning("lease_not_given_up", ino=ino, reason=str(error))
-            await self._runtime.sleep(GIVE_WAY_SECONDS)
-            return False
-        return True
-
-    def _submit_quietly(self, change: AnyChange) -> None:
-        """Submit what no process waits for, and have it sent now."""
-        try:
-            pending = self._committer.submit([change])
-        except AgentfsError as error:
-            # Only a session that is lost refuses it, and that has nothing left to give up.
-            _log.warning("lease_change_refused", change=type(change).__name__, reason=str(error))
-            return
-        self._nursery.start_soon(partial(self._settle_quietly, pending.committed))
-        self._committer.hurry()
-
-    async def _settle_quietly(self, committed: Callable[[], object]) -> None:
-        try:
-            await committed()  # type: ignore[misc]
-        except AgentfsError as error:
-            _log.warning("lease_change_failed", reason=str(error))
-
     def _tidy(self, file: FileLocks) -> None:
         """Forget a file without leases; of those with idle ones, keep a bounded number."""
         if not self._holds(file.key):
             self._files.pop(file.key, None)
         elif self._committer.tables.inode(file.key[0]) is None:
-            self._give_up(file)
+            self._forget(file)
         elif len(self._files) > LEASES_MAX:
             idle = (each for each in self._files.values() if not (each.table or each.line or each.asking or each.yielding))
-            self._give_up(next(idle))
+            self._forget(next(idle))
 
-    def _give_up(self, file: FileLocks) -> None:
+    def _forget(self, file: FileLocks) -> None:
         del self._files[file.key]
-        if not self._committer.lost:
-            ino, space = file.key
-            self._submit_quietly(Release(ino, space, [], self._runtime.now_ns()))
+        self._giving.give_up(file.key)
 
     # ---- State
 
@@ -546,12 +431,3 @@ class Locks:
         for waiter in file.line if file else []:
             if waiter.number == change.number:
                 waiter.blocker = Lock(NOBODY, change.held, change.pid if here else 0, 0)
-
-
-def _name(request: Request) -> tuple[SessionId, int]:
-    return request.session, request.number
-
-
-def _in_the_way(other: Waiter, waiter: Waiter) -> bool:
-    """Whether a request that came earlier keeps this one waiting."""
-    return not other.probe and other.lock.owner != waiter.lock.owner and conflicts(other.lock.run, waiter.lock.run)

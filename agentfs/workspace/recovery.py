@@ -16,8 +16,9 @@ from agentfs.model.ids import SessionId, TxnNumber
 from agentfs.model.session import FENCED, OPEN
 from agentfs.runtime import Runtime
 from agentfs.state.tables import Tables
-from agentfs.workspace.committer import Committer, groups
+from agentfs.workspace.committer import Committer
 from agentfs.workspace.left_over import LeftOver
+from agentfs.workspace.pending import groups
 from agentfs.workspace.replay import replay
 from agentfs.workspace.seat import Seat, boot_id
 from agentfs.workspace.staging import Staging

@@ -8,7 +8,7 @@ import structlog
 import trio
 
 from agentfs.journal.contract import Journal
-from agentfs.model.changes import CloseSession, OpenSession
+from agentfs.model.changes import AnyChange, CloseSession, Fence, OpenSession
 from agentfs.model.codec import encode_entry
 from agentfs.model.entry import Entry, Transaction
 from agentfs.model.errors import AgentfsError, Unavailable
@@ -57,8 +57,12 @@ async def open_session(tables: Tables, journal: Journal, runtime: Runtime, ident
 
 
 async def open_next_session(committer: Committer, journal: Journal, runtime: Runtime, identity: Identity) -> Registration:
-    """Register another session for a mount that has lost its own. Raises Unavailable."""
-    return await _register(committer.tables, journal, runtime, identity, committer.catch_up)
+    """Register another session for a mount that has lost its own. Raises Unavailable.
+
+    The old one ends with that, should it be a copy's by now: nothing that is still on its way under its number counts.
+    """
+    before = Fence(committer.session, runtime.now_ns())
+    return await _register(committer.tables, journal, runtime, identity, committer.catch_up, before)
 
 
 async def _register(
@@ -67,12 +71,13 @@ async def _register(
     runtime: Runtime,
     identity: Identity,
     reach: Callable[[Position], Awaitable[None]],
+    *before: AnyChange,
 ) -> Registration:
     token = runtime.random_bytes(16)
     opened = OpenSession(
         token, identity.host, identity.pid, identity.label, runtime.now_ns(), round(identity.ttl_seconds * 1000)
     )
-    payload = encode_entry(Entry(NO_SESSION, runtime.now_ns(), [Transaction(TxnNumber(1), [opened])]))
+    payload = encode_entry(Entry(NO_SESSION, runtime.now_ns(), [Transaction(TxnNumber(1), [*before, opened])]))
     sent = runtime.boottime()
     # The token makes a second registration of the same session harmless, should the first answer have been lost.
     position = await _persist(lambda: journal.append(payload), runtime)

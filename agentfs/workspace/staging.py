@@ -19,8 +19,8 @@ from agentfs.model.ids import Ino, TxnNumber
 from agentfs.model.inode import Inode
 from agentfs.model.ranges import RangeSet
 from agentfs.state.tables import has_room
-from agentfs.workspace.committer import Pending
 from agentfs.workspace.left_over import LeftFile
+from agentfs.workspace.pending import Pending
 from agentfs.workspace.staging_log import (
     Cut,
     Forgotten,
@@ -298,6 +298,9 @@ class Staging:
 
     def rewrite_log(self, pending: list[Transaction]) -> None:
         """Write the log anew: what is staged, and `pending`, what is or may be on its way. Raises NoSpace."""
+        for file in list(self.files.values()):
+            # What a silent journal was given, and had: its record goes, so its bytes must not stay.
+            self.committed(file, [layer for layer in file.frozen if layer.pending is not None and layer.pending.landed])
         draft = self.directory / "log.new"
         draft.unlink(missing_ok=True)
         log = StagingLog(draft)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import structlog
-import trio
 
 from agentfs.chunks.contract import Capacity, ChunkStore
 from agentfs.journal.contract import Journal
@@ -15,36 +14,28 @@ from agentfs.model.changes import Found
 from agentfs.model.codec import decode_entry
 from agentfs.model.entry import Entry
 from agentfs.model.errors import AgentfsError, Busy, Invalid, IsDirectory
-from agentfs.model.ids import Ino, Position, ReplicaId, SessionId, first_ino
+from agentfs.model.ids import Ino, Position, ReplicaId, SessionId
 from agentfs.model.session import OPEN
 from agentfs.runtime import Runtime
 from agentfs.state.apply import Outcome
 from agentfs.state.queries import placements, segment_count
 from agentfs.state.rows import Undo
-from agentfs.state.tables import Tables
 from agentfs.workspace.attributes import Attributes
-from agentfs.workspace.committer import Committer
 from agentfs.workspace.core import Core
 from agentfs.workspace.files import Files
-from agentfs.workspace.follower import Follower
-from agentfs.workspace.handles import Handles
-from agentfs.workspace.heartbeat import Heartbeat
-from agentfs.workspace.judge import Judge
 from agentfs.workspace.kernel import Kernel, NoKernel
 from agentfs.workspace.lock_list import LockList
-from agentfs.workspace.locks import Locks
-from agentfs.workspace.membership import Membership
 from agentfs.workspace.names import Names
+from agentfs.workspace.parts import Parts, open_parts
 from agentfs.workspace.paths import path_of, resolve
-from agentfs.workspace.reader import DECODED_MAX, Reader
+from agentfs.workspace.reader import DECODED_MAX
 from agentfs.workspace.recovery import recover
 from agentfs.workspace.remote_changes import RemoteChange, directory_path, remote_changes
 from agentfs.workspace.replay import open_state, remove_state
-from agentfs.workspace.seat import Seat, open_seat, recovery_folders
-from agentfs.workspace.session import Identity, Registration, close_session, open_session
-from agentfs.workspace.staging import Staging
+from agentfs.workspace.seat import open_seat, recovery_folders
+from agentfs.workspace.session import Identity, close_session, open_session
 from agentfs.workspace.status import CacheStatus, LockRow, ReplicaStatus, SessionStatus, WorkspaceStatus
-from agentfs.workspace.writeback import Replicas, Writeback
+from agentfs.workspace.writeback import Replicas
 
 Durability = Literal["close", "fsync"]
 
@@ -100,7 +91,7 @@ class Workspace:
     def __init__(
         self,
         core: Core,
-        parts: "Parts",
+        parts: Parts,
         found: Found,
         chunks: ChunkCache,
         replicas: Stores,
@@ -339,7 +330,7 @@ async def open_workspace(
             await recover(seat, tables, journal, replicas, runtime)
             registration = await open_session(tables, journal, runtime, identity)
             seat.take(registration.session)
-            serving = _serving(
+            serving = open_parts(
                 tables=tables,
                 journal=journal,
                 registration=registration,
@@ -369,107 +360,6 @@ async def _first_change(journal: Journal) -> Found:
             if isinstance(change, Found):
                 return change
     raise Invalid("the journal holds no workspace: its first entry is missing")
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What makes a mount one of several."""
-
-    heartbeat: Heartbeat
-    judge: Judge
-    locks: Locks
-
-
-@asynccontextmanager
-async def _serving(
-    *,
-    tables: Tables,
-    journal: Journal,
-    registration: Registration,
-    identity: Identity,
-    seat: Seat,
-    chunks: ChunkStore,
-    replicas: Stores,
-    kernel: Kernel,
-    staleness_seconds: float,
-    runtime: Runtime,
-) -> AsyncIterator[tuple[Core, Parts]]:
-    staging = Staging(seat.staging_path, runtime.boottime)
-    committer = Committer(journal, tables, registration.session, runtime)
-    committer.on_submit = staging.log_submitted
-    committer.on_withdraw = staging.log_withdrawn
-    writeback = Writeback(staging, committer, replicas, runtime)
-    follower = Follower(journal, committer, runtime, staleness_seconds=staleness_seconds)
-    heartbeat = Heartbeat(journal, committer, runtime, ttl_seconds=identity.ttl_seconds, sent=registration.sent)
-    judge = Judge(journal, committer, runtime, interval_seconds=heartbeat.interval_seconds)
-    core = Core(
-        tables=tables,
-        committer=committer,
-        follower=follower,
-        staging=staging,
-        writeback=writeback,
-        reader=Reader(tables, staging, chunks),
-        handles=Handles(),
-        runtime=runtime,
-        read_only=False,
-        wait_for_close=True,
-        next_ino=first_ino(registration.session),
-    )
-    try:
-        async with trio.open_nursery() as nursery:
-            locks = Locks(
-                committer=committer,
-                writeback=writeback,
-                follower=follower,
-                heartbeat=heartbeat,
-                kernel=kernel,
-                runtime=runtime,
-                nursery=nursery,
-                on_lost=core.handles.lose,
-            )
-            membership = Membership(
-                core,
-                locks=locks,
-                heartbeat=heartbeat,
-                kernel=kernel,
-                journal=journal,
-                seat=seat,
-                identity=identity,
-                runtime=runtime,
-            )
-            _connect(core, locks, heartbeat, membership, kernel)
-            for task in (committer.run, writeback.run, follower.run, heartbeat.run, heartbeat.watch, judge.run, membership.run):
-                nursery.start_soon(task)
-            yield core, Parts(heartbeat, judge, locks)
-            nursery.cancel_scope.cancel()
-    finally:
-        replicas.on_straggler = None
-        staging.close()
-
-
-def _connect(core: Core, locks: Locks, heartbeat: Heartbeat, membership: Membership, kernel: Kernel) -> None:
-    """Who is told of what."""
-    committer = core.committer
-    committer.on_touched = kernel.changed
-    committer.on_progress = locks.progressed
-    committer.on_lost = membership.lost
-    committer.on_refused = membership.refused
-    heartbeat.on_lapse = locks.lapsed
-    core.tables.before_erase = core.erasing
-    core.must_confirm = locks.must_confirm
-    core.is_locked = locks.is_locked
-
-    async def confirm(number: int) -> None:
-        await heartbeat.confirm()
-        core.handles.get(number)
-
-    core.confirm = confirm
-
-    def foreign(entry: Entry, outcomes: list[Outcome], undo: Undo) -> None:
-        locks.observe(entry)
-        core.on_foreign(entry, outcomes, undo)
-
-    committer.on_foreign = foreign
 
 
 async def _leave(workspace: Workspace, core: Core, journal: Journal) -> bool:

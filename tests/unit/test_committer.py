@@ -19,7 +19,8 @@ from agentfs.model.inode import XATTR_SIZE_MAX
 from agentfs.state.apply import apply_entry
 from agentfs.state.checksum import checksum
 from agentfs.state.tables import Tables, open_tables
-from agentfs.workspace.committer import GROUP_TRANSACTIONS, LINGER_SECONDS, PENDING_MAX, RETRY_SECONDS, Committer
+from agentfs.workspace.committer import LINGER_SECONDS, PENDING_MAX, RETRY_SECONDS, Committer
+from agentfs.workspace.pending import GROUP_TRANSACTIONS
 from tests.simulation.entries import founding, make, opening, text
 from tests.simulation.faults import Fault, FaultyJournal, Script
 from tests.simulation.runtime import VirtualRuntime
@@ -437,6 +438,23 @@ async def test_a_copy_of_the_session_is_noticed_and_nothing_pending_is_dropped(l
         await next_session(committer, log)
         assert await outcome_of(pending.committed) is None
         assert committer.tables.dentry(ROOT_INO, b"the copy's") is not None
+        assert is_replay(committer, log)
+
+
+@in_virtual_time
+async def test_what_lands_late_under_a_session_that_a_copy_took_is_applied(log: MemoryLog, script: Script) -> None:
+    gate = trio.Event()
+    script.add("append", Fault(before=gate))
+    async with running(log, script) as committer:
+        for ino, name in ((ONE, b"one"), (TWO, b"two")):
+            committer.submit([make(ino, name)])
+        await trio.sleep(1)
+        log.payloads.append(encode_entry(Entry(A, 3, [Transaction(TxnNumber(1), [make(THREE, b"the copy's")])])))
+        await committer.catch_up()
+        await next_session(committer, log)
+        gate.set()
+        await trio.sleep(10)
+        await committer.catch_up()
         assert is_replay(committer, log)
 
 

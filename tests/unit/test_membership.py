@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import trio
 
+from agentfs.journal.memory import MemoryJournal
 from agentfs.model.changes import Fence
 from agentfs.model.codec import encode_entry
 from agentfs.model.entry import Entry, Transaction
 from agentfs.model.errors import AgentfsError, Fenced
 from agentfs.model.ids import ROOT_INO, SessionId, TxnNumber
 from agentfs.model.session import FENCED, OPEN
+from agentfs.state.checksum import checksum
 from tests.simulation.entries import make
 from tests.simulation.locker import is_set_aside
 from tests.simulation.mounts import FILE, OTHER, Mount, Shared, make_shared, open_mount
@@ -228,6 +230,28 @@ async def test_a_copy_of_the_session_makes_the_mount_take_another(shared: Shared
         assert mine is not None
         assert theirs is not None
         assert (theirs.ino, mine.ino) == (ino, made.ino)
+
+
+@in_virtual_time
+async def test_what_is_under_way_when_a_copy_turns_up_takes_effect_once(shared: Shared, tmp_path: Path) -> None:
+    async with open_mount(shared, tmp_path) as mount, trio.open_nursery() as nursery:
+        before, names = mount.session, mount.workspace.names
+        number = TxnNumber(shared.tables().sessions[before].seen + 1)
+        gate = mount.cable.held["append"] = trio.Event()
+        nursery.start_soon(lambda: names.make(ROOT_INO, b"first", DIRECTORY, uid=0, gid=0, wait=True))
+        handle = await write(mount, b"once", OTHER, os.O_APPEND)
+        nursery.start_soon(mount.workspace.files.flush, handle)
+        await trio.sleep(0.5)
+        # It is in the network, and will arrive when the mount has another session.
+        mount.cable.held.clear()
+        copys = Entry(before, 3, [Transaction(number, [make(mount.workspace._core.next_ino + 1000, b"copy's")])])
+        await MemoryJournal(shared.log).append(encode_entry(copys))
+        await trio.sleep(5)
+        gate.set()
+        await trio.sleep(5)
+        assert mount.session != before
+        assert await shared.body(OTHER) == b"once"
+        assert checksum(mount.workspace._core.tables) == checksum(shared.tables())
 
 
 @in_virtual_time

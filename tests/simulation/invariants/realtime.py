@@ -55,19 +55,16 @@ def _was_removed(evidence: Evidence, effects: list[tuple[Done, _Name]], asked: A
 
 
 def _was_so(evidence: Evidence, asked: Asked) -> bool:
-    ended = max([asked.ended, *(_end(evidence, other) for other in evidence.asked if _overlaps(other, asked))])
-    trees = evidence.witness.arena_names[max(0, asked.begun - 1) : ended]
+    trees = evidence.witness.arena_names[max(0, asked.begun - 1) : asked.ended]
+    under_way = [other for other in evidence.asked if other is not asked and _overlaps(other, asked)]
     if asked.answer == "exists":
-        return any(asked.new in names for names in trees)
-    return any(asked.old not in names for names in trees)
+        return any(asked.new in names for names in trees) or any(other.new == asked.new for other in under_way)
+    return any(asked.old not in names for names in trees) or any(other.old == asked.old for other in under_way)
 
 
 def _overlaps(other: Asked, asked: Asked) -> bool:
+    """Whether a process of the same mount was at it at the same time: what it does shows there before it is committed."""
     return other.machine == asked.machine and other.begun <= asked.ended and (not other.answer or other.ended >= asked.begun)
-
-
-def _end(evidence: Evidence, asked: Asked) -> int:
-    return asked.ended if asked.answer and asked.answer != "failed" else len(evidence.payloads)
 
 
 def _sessions(evidence: Evidence, asked: Asked) -> set[SessionId]:
