@@ -10,6 +10,7 @@ import trio
 
 from agentfs.fuse import companion
 from agentfs.fuse.attributes import Presentation
+from agentfs.fuse.guard import Guard
 from agentfs.fuse.invalidate import Invalidator
 from agentfs.fuse.locks import LockRequests
 from agentfs.fuse.operations import Operations
@@ -74,6 +75,7 @@ async def serve(
         pyfuse3.init(operations, os.fspath(mountpoint), options.fuse())
     except RuntimeError as error:
         raise Unavailable(f"{mountpoint}: FUSE refuses to mount ({error}); `agentfs doctor` looks for the cause") from error
+    guard: Guard | None = None
     # What waits in here for the mount ends with the mount: closing it is what ends a system call that nobody answers.
     async with trio.open_nursery() as outlasting:
         try:
@@ -84,7 +86,7 @@ async def serve(
                 install_spin(lambda: workspace.is_committing() or locks.has_started(), runtime)
                 nursery.start_soon(invalidator.run)
                 nursery.start_soon(_answer_requests, nursery.cancel_scope)
-                await runtime.in_thread(os.stat, mountpoint)
+                guard = Guard(mountpoint, (await runtime.in_thread(os.stat, mountpoint)).st_dev)
                 if not companion.is_in_effect():
                     raise NotSupported("file locks do not reach agentfs here: `agentfs doctor` looks for the cause")
                 if replay is not None:
@@ -95,6 +97,8 @@ async def serve(
                 replay.close()
             with trio.CancelScope(shield=True):
                 await invalidator.close()
+            if guard is not None:
+                guard.dismiss()
             # On the way out of an error the kernel must not be left with a mount that nobody serves.
             pyfuse3.close(unmount=True)
         outlasting.cancel_scope.cancel()

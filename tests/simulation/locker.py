@@ -11,7 +11,6 @@ from typing import Final
 import msgspec
 import trio
 
-from agentfs.model.changes import InlineRun
 from agentfs.model.errors import Fenced, LeaseHeld
 from agentfs.model.ids import Ino
 from agentfs.model.lease import EXCLUSIVE, FLOCK, POSIX, SHARED, WHOLE, Run
@@ -180,7 +179,7 @@ class Locker:
             while committer.lost:
                 await trio.sleep(0.5)
             found = any(is_set_aside(folder, place.ino, offset, data) for folder in cache.glob("recovered-*"))
-            if not found and not self._evidence.witness.has_written(place.ino, InlineRun(offset, data)):
+            if not found and not self._evidence.witness.has_written(place.ino, offset, data):
                 self._evidence.stranded.append(f"actor {self._machine} wrote {data!r} under a lock it lost: no folder has it")
 
 

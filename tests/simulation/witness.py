@@ -72,10 +72,11 @@ class Witness:
         """Whether a session has not ended, as the journal has it."""
         return self.tables.sessions[session].standing == OPEN
 
-    def has_written(self, ino: Ino, run: InlineRun) -> bool:
-        """Whether a write of exactly these bytes took effect."""
-        writes = (each.change for each in self.done if each.outcome is None)
-        return any(isinstance(change, Write) and change.ino == ino and run in change.runs for change in writes)
+    def has_written(self, ino: Ino, offset: int, data: bytes) -> bool:
+        """Whether a write with these bytes at this place took effect."""
+        writes = [each.change for each in self.done if each.outcome is None]
+        runs = [run for change in writes if isinstance(change, Write) and change.ino == ino for run in change.runs]
+        return any(_has(run, offset, data) for run in runs if isinstance(run, InlineRun))
 
     def _look_at_verdicts(self, done: list[Done], open_before: set[SessionId]) -> None:
         for each in done:
@@ -134,3 +135,8 @@ def _is_news(old: Leases, new: Leases, request: Request, session: SessionId) -> 
     """Whether a session was granted something that is in a waiting request's way."""
     before = runs_of(old, session)
     return any(conflicts(run, request.run) and not covers(before, run) for run in runs_of(new, session))
+
+
+def _has(run: InlineRun, offset: int, data: bytes) -> bool:
+    start = offset - run.offset
+    return start >= 0 and run.data[start : start + len(data)] == data
