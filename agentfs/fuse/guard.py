@@ -29,8 +29,8 @@ if any(line[2] == device and line[line.index(b"-") + 1] == b"fuse.agentfs" for l
         with open(f"/sys/fs/fuse/connections/{device.split(b':')[1].decode()}/abort", "wb") as abort:
             abort.write(b"1")
     except OSError:
-        # The control filesystem is not mounted here. A forced unmount begins with aborting the connection; it must go no further,
-        # lest processes go on in the directory below: with a descriptor of it open, the mount is busy.
+        # The control filesystem is not mounted here. A forced unmount begins with aborting the connection; it must go no
+        # further, lest processes go on in the directory below: with a descriptor of it open, the mount is busy.
         held = os.open(mountpoint, os.O_PATH)
         libc.umount2(mountpoint, 1)
 """

@@ -8,18 +8,18 @@ from time import perf_counter_ns
 from scripts.benchmarks.ground import TWO_MOUNTS
 from scripts.benchmarks.phase import Place, Stage, in_turn, settle
 from scripts.benchmarks.series import Aim, Findings, Tally, median
-from scripts.benchmarks.watching import forget, moment, new_moment, saw_content, saw_size
+from scripts.benchmarks.watching import forget, moment, new_moment, saw_closed, saw_content, saw_size
 from scripts.benchmarks.worker import Worker
 
 READABLE_MS = 5
-READABLE, STAT, CLOSE = "to open + read", "to stat", "close() itself"
+READABLE, STAT, EVENT, CLOSE = "to open + read", "to stat", "to inotify event", "close() itself"
 
 
 class Visibility:
     """Times count from the call of close(), not from its return. The other process looks all the time."""
 
     name = "close"
-    about = "from the call of close() to the first open + read begun since that shows it, and to such a stat"
+    about = "from the call of close() to the first open + read begun since that shows it, such a stat, and inotify"
     rounds = 300
 
     def run(self, stage: Stage, rounds: int) -> Findings:
@@ -31,7 +31,8 @@ class Visibility:
             pair = pairs[place]
             # No two rounds write the same content, nor the same length.
             content = b"%0100d" % number + b"\n" * (number + 1)
-            for what, look, sign in ((READABLE, saw_content, content), (STAT, saw_size, len(content))):
+            looks = ((READABLE, saw_content, content), (STAT, saw_size, len(content)), (EVENT, saw_closed, content))
+            for what, look, sign in looks:
                 seen, closing, closed = pair.watch(what.rpartition(" ")[2], content, look, sign)
                 tally.add(what, place.name, [seen - closing])
                 tally.add(CLOSE, place.name, [closed - closing])
@@ -46,7 +47,7 @@ class _Pair:
         self._shared = shared
         self._writer: Worker = stage.hire()
         self._reader: Worker = stage.hire()
-        for name in ("read", "stat"):
+        for name in ("read", "stat", "event"):
             self._writer.do(saved, place.here / name, b"", shared)
 
     def watch(self, name: str, content: bytes, look: Callable[..., int], sign: object) -> tuple[int, int, int]:

@@ -1,6 +1,8 @@
 """How one process finds out when another's change can be seen: it looks again and again, and notes when it saw."""
 
+import ctypes
 import os
+import select
 import time
 from collections.abc import Callable
 from mmap import mmap
@@ -11,6 +13,10 @@ POLL_SECONDS = 0.0001
 """Between two looks. Without a pause the one that looks would take a processor from the daemons that it waits for."""
 
 GIVE_UP_SECONDS = 30.0
+
+IN_CLOSE_WRITE = 8
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Moment:
@@ -69,6 +75,22 @@ def saw_size(path: Path, size_bytes: int, shared: Path) -> int:
 def saw_name(path: Path, shared: Path) -> int:
     """The same for a lookup of a name that is not there at first."""
     return _saw(lambda: os.path.exists(path), shared)
+
+
+def saw_closed(path: Path, content: bytes, shared: Path) -> int:
+    """When inotify(7) said that the file was closed after writing, after the moment, and its content was readable."""
+    descriptor = _libc.inotify_init1(os.O_CLOEXEC)
+    try:
+        _libc.inotify_add_watch(descriptor, os.fsencode(path.parent), IN_CLOSE_WRITE)
+        while select.select([descriptor], [], [], GIVE_UP_SECONDS)[0]:
+            told = os.read(descriptor, 1 << 16)
+            now = perf_counter_ns()
+            if os.fsencode(path.name) in told and moment(shared).is_before(now):
+                assert read(path) == content, "what the event is about must be readable"
+                return now
+        raise TimeoutError(f"no event of {path} in {GIVE_UP_SECONDS:g} s")
+    finally:
+        os.close(descriptor)
 
 
 def read(path: Path) -> bytes:
