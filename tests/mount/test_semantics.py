@@ -45,6 +45,7 @@ from tests.mount.lockers import Locker, again, setlk
 from tests.mount.place import NAME, REPOSITORY, Mount, wait_until
 from tests.mount.processes import ALICE, finish, needs_root, run_as, shell, start
 from tests.mount.small_disk import fill, small_disk
+from tests.mount.watching import watching
 
 pytestmark = pytest.mark.skipif(plain_directory() is not None, reason="these statements are about agentfs")
 
@@ -978,6 +979,23 @@ def test_s74_appends_of_several_mounts(shared_mounts: list[Mount]) -> None:
         os.close(descriptor)
     records = (b.path / "s74").read_bytes().splitlines()
     assert sorted(records) == sorted(b"%c%09d" % (name, number) for number in range(50) for name in b"ab")
+
+
+def test_s75_watchers_see_what_other_mounts_do(shared_mounts: list[Mount]) -> None:
+    a, b, *_ = shared_mounts
+    (a.path / "s75").mkdir()
+    wait_until((b.path / "s75").is_dir, "the directory to appear")
+    with watching(here=b.path / "s75") as watcher:
+        before = b.position()
+        (a.path / "s75" / "f").write_bytes(b"x")
+        (a.path / "s75" / "f").chmod(0o600)
+        (a.path / "s75" / "f").rename(a.path / "s75" / "g")
+        (a.path / "s75" / "g").unlink()
+        (a.path / "s75" / "end").mkdir()
+        told = [event.kind for event in watcher.settled("end")]
+        sent = a.position() - before
+        assert b.position() - before == sent
+    assert told == ["create", "modify", "close_write", "attrib", "moved_from", "moved_to", "delete"]
 
 
 # ---- errors
