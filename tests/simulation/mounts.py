@@ -18,8 +18,8 @@ from agentfs.model.ids import NO_SESSION, Ino, Position, ReplicaId, SessionId, T
 from agentfs.model.lease import FLOCK, WHOLE, Leases, Run
 from agentfs.state.apply import apply_entry
 from agentfs.state.tables import Tables, open_tables
+from agentfs.workspace.line import Waiter
 from agentfs.workspace.lock_table import Lock
-from agentfs.workspace.locks import Waiter
 from agentfs.workspace.session import close_session
 from agentfs.workspace.workspace import Workspace, open_workspace
 from tests.simulation.entries import founding, make, opening
