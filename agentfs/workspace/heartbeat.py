@@ -40,6 +40,7 @@ class Heartbeat:
         self._runtime = runtime
         self._confirming = trio.Lock()
         self._valid_until = 0.0
+        self._steady_since = 0.0
         self.registered(sent)
 
     @property
@@ -57,8 +58,14 @@ class Heartbeat:
         """Whether others may have declared the session dead. A hot path."""
         return self._runtime.boottime() >= self._valid_until
 
+    def steady_since(self) -> float:
+        """Since when (boot time) this session could show that it is alive whenever it had to; now, while it cannot."""
+        return self._runtime.boottime() if self.lapsed else self._steady_since
+
     def registered(self, sent: float) -> None:
         """A sign of life that was sent at `sent` (boot time) is in the journal."""
+        if self.lapsed:
+            self._steady_since = self._runtime.boottime()
         self._valid_until = max(self._valid_until, sent + self.ttl_seconds * (1 - MARGIN))
 
     async def run(self) -> None:

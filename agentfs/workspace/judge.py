@@ -5,6 +5,7 @@ machine is suspended); the others' clocks are never looked at. The verdict is an
 transaction of the accused that comes before it counts, and makes a verdict void that was reached without knowing of it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -37,6 +38,8 @@ class Judge:
         self._runtime = runtime
         self._interval_seconds = interval_seconds
         self._signs: dict[SessionId, Sign] = {}
+        # Silence counts from here on: while this mount could not show itself either, the journal was silent, not the others.
+        self.counts_from: Callable[[], float] = lambda: 0.0
 
     def remaining_seconds(self, session: SessionId) -> float | None:
         """How long a session has before it would be judged dead; None for one that was not looked at yet."""
@@ -62,7 +65,7 @@ class Judge:
         others = self._others()
         self._signs = {each.session: self._sign(each, beats.get(each.session, 0), now) for each in others}
         for session in others:
-            if now - self._signs[session.session].since >= session.ttl_ms / 1000:
+            if now - max(self._signs[session.session].since, self.counts_from()) >= session.ttl_ms / 1000:
                 await self._fence(session, now)
 
     def _others(self) -> list[Session]:

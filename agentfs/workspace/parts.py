@@ -62,6 +62,7 @@ async def open_parts(
     follower = Follower(journal, committer, runtime, staleness_seconds=staleness_seconds)
     heartbeat = Heartbeat(journal, committer, runtime, ttl_seconds=identity.ttl_seconds, sent=registration.sent)
     judge = Judge(journal, committer, runtime, interval_seconds=heartbeat.interval_seconds)
+    judge.counts_from = heartbeat.steady_since
     core = Core(
         tables=tables,
         committer=committer,
