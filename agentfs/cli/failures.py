@@ -58,7 +58,6 @@ EXIT_CODES: Final[dict[type[AgentfsError], int]] = {
     errors.NoLocks: UNAVAILABLE,
     errors.Corrupt: DAMAGED,
     errors.NoSpace: FULL,
-    errors.Interrupted: INTERRUPTED,
 }
 
 _OF_ERRNO: Final[dict[int, type[AgentfsError]]] = {

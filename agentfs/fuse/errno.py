@@ -31,7 +31,6 @@ ERRNO: dict[type[errors.AgentfsError], int] = {
     errors.NoLocks: errno.ENOLCK,
     errors.LeaseHeld: errno.EAGAIN,
     errors.Deadlock: errno.EDEADLK,
-    errors.Interrupted: errno.EINTR,
 }
 """Every class of the tree, so that a new one cannot be forgotten (tests/unit/test_errno.py)."""
 

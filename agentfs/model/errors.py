@@ -106,7 +106,3 @@ class LeaseHeld(AgentfsError):
 
 class Deadlock(AgentfsError):
     """Waiting for the lock would be for a process that waits for this one (EDEADLK)."""
-
-
-class Interrupted(AgentfsError):
-    """A signal ended the wait (EINTR)."""
