@@ -12,6 +12,16 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 
+class Threads(Protocol):
+    """A bounded number of threads for calls that may hang, as those over a network do."""
+
+    async def run(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        """Run a blocking function once a thread is free. A caller that is cancelled leaves at once: the function goes on to its
+        end, its result is dropped, and its thread stays taken until then.
+        """
+        ...
+
+
 class Runtime(Protocol):
     """What the program takes from the world besides its journal, its replicas and its disk."""
 
@@ -39,6 +49,10 @@ class Runtime(Protocol):
         """Run a blocking function beside the event loop. It is not interrupted by cancellation: the caller waits for it."""
         ...
 
+    def threads(self, count: int) -> Threads:
+        """At most `count` threads of one's own, whose calls a cancelled caller does not wait for."""
+        ...
+
 
 class SystemRuntime:
     """The real clocks, randomness and threads."""
@@ -63,3 +77,14 @@ class SystemRuntime:
 
     async def in_thread(self, function: Callable[[*Args], T], *args: *Args) -> T:
         return await trio.to_thread.run_sync(function, *args, limiter=self._limiter)
+
+    def threads(self, count: int) -> Threads:
+        return _SystemThreads(count)
+
+
+class _SystemThreads:
+    def __init__(self, count: int) -> None:
+        self._limiter = trio.CapacityLimiter(count)
+
+    async def run(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        return await trio.to_thread.run_sync(function, *args, limiter=self._limiter, abandon_on_cancel=True)

@@ -77,7 +77,12 @@ class NoSpace(AgentfsError):
 
 
 class Unavailable(AgentfsError):
-    """A journal or a replica did not answer in time; asking again may succeed (EIO)."""
+    """A journal or a replica did not answer in time; asking again may succeed (EIO).
+
+    `retry_after_seconds`: how long it asked to be left alone; None if it said nothing.
+    """
+
+    retry_after_seconds: float | None = None
 
 
 class Corrupt(AgentfsError):
@@ -85,7 +90,7 @@ class Corrupt(AgentfsError):
 
 
 class Denied(AgentfsError):
-    """The operating system or a store forbids it (EACCES)."""
+    """The operating system or a store refuses, and will again: permission, or a bucket that does not exist (EACCES)."""
 
 
 class Fenced(AgentfsError):

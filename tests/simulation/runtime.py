@@ -40,3 +40,12 @@ class VirtualRuntime:
     async def in_thread(self, function: Callable[[*Args], T], *args: *Args) -> T:
         await trio.lowlevel.checkpoint()
         return function(*args)
+
+    def threads(self, count: int) -> "_VirtualThreads":
+        return _VirtualThreads()
+
+
+class _VirtualThreads:
+    async def run(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        await trio.lowlevel.checkpoint()
+        return function(*args)
