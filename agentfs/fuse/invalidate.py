@@ -16,6 +16,7 @@ import trio
 from agentfs.model.ids import Ino
 from agentfs.runtime import Runtime
 from agentfs.state.touched import Touched
+from agentfs.workspace.pace import Pace
 
 FRESH_SECONDS = 1.0
 """How long after a change of another mount the kernel is to ask for attributes each time.
@@ -23,6 +24,10 @@ FRESH_SECONDS = 1.0
 It cannot forget an inode that it does not know yet, while an older answer that tells it of that inode waits for the process
 that asked to be scheduled.
 """
+
+BURST = 32
+ROUNDS_PER_SECOND = 100.0
+"""How often the kernel is told when nobody waits for it: at once so many times, and then so many times a second."""
 
 Args = TypeVarTuple("Args")
 
@@ -43,6 +48,8 @@ class Invalidator:
         self._telling: dict[Ino, bool] = {}
         self._fresh: dict[Ino, float] = {}
         self._work = trio.Event()
+        self._urgent = trio.Event()
+        self._pace = Pace(runtime, burst=BURST, per_second=ROUNDS_PER_SECOND)
         self._rounds_begun = 0
         self._rounds_done = 0
         self._round_over = trio.Event()
@@ -82,6 +89,7 @@ class Invalidator:
 
     async def settled(self) -> None:
         last = self._rounds_begun + bool(self._names or self._inodes)
+        self._urgent.set()
         while self._rounds_done < last and not self._closed:
             await self._round_over.wait()
 
@@ -117,6 +125,9 @@ class Invalidator:
         """Tell the kernel what there is to tell, until cancelled."""
         while True:
             await self._work.wait()
+            with trio.move_on_after(self._pace.count()):
+                await self._urgent.wait()
+            self._urgent = trio.Event()
             names, self._names = self._names, {}
             inodes, self._inodes = self._inodes, {}
             self._work = trio.Event()

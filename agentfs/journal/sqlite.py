@@ -11,6 +11,7 @@ import trio
 from agentfs.journal import sqlite_file, sqlite_tables
 from agentfs.journal.contract import Record
 from agentfs.journal.sqlite_bells import Bell, hang_bell, ring_bells
+from agentfs.journal.sqlite_turn import Turn, open_turn
 from agentfs.journal.sqlite_waiters import Waiters
 from agentfs.model.errors import AgentfsError, Unavailable
 from agentfs.model.ids import Position
@@ -59,7 +60,13 @@ async def open_sqlite_journal(path: Path, *, runtime: Runtime) -> "AsyncIterator
     """
     path = path.resolve()
     writer, reader = await runtime.in_thread(sqlite_file.open_both, path)
-    journal = SqliteJournal(path, writer, reader, runtime)
+    try:
+        turn = open_turn(path, runtime)
+    except BaseException:
+        writer.close()
+        reader.close()
+        raise
+    journal = SqliteJournal(path, writer, reader, turn, runtime)
     try:
         yield journal
     finally:
@@ -78,9 +85,12 @@ class SqliteJournal:
     A connection is used by a thread only under its lock, and by the loop only while that is free, without an await in between.
     """
 
-    def __init__(self, path: Path, writer: sqlite3.Connection, reader: sqlite3.Connection, runtime: Runtime) -> None:
+    def __init__(
+        self, path: Path, writer: sqlite3.Connection, reader: sqlite3.Connection, turn: Turn, runtime: Runtime
+    ) -> None:
         self._path = path
         self._runtime = runtime
+        self._turn = turn
         self._writer = writer
         self._writes = _Pace(runtime)
         self._writer_lock = trio.Lock()
@@ -162,12 +172,16 @@ class SqliteJournal:
         async with self._writer_lock:
             self._refuse_when_closed()
             # Two threads waking each other cost more than a fast disk's synchronisation; a slow one must not hold up the loop.
-            if size <= IN_PLACE_BYTES and self._writes.are_fast and self._begin_at_once():
-                return self._finish(function, ring)
-            return await self._runtime.in_thread(self._begin_and_finish, function, ring)
+            if size <= IN_PLACE_BYTES and self._writes.are_fast and self._turn.take_at_once():
+                try:
+                    if self._begin_at_once():
+                        return self._finish(function, ring)
+                finally:
+                    self._turn.end()
+            return await self._runtime.in_thread(self._take_turn, function, ring)
 
     def _begin_at_once(self) -> bool:
-        """Begin a transaction if no other process is in one; errors of any other kind are left to the next attempt."""
+        """Begin a transaction if nobody is in one, out of turn; errors of any other kind are left to the next attempt."""
         try:
             self._writer.execute("PRAGMA busy_timeout = 0")
             self._writer.execute("BEGIN IMMEDIATE")
@@ -175,11 +189,15 @@ class SqliteJournal:
             return False
         return True
 
-    def _begin_and_finish(self, function: Callable[[sqlite3.Connection], T], ring: bool) -> T:
-        with sqlite_file.translated(self._path):
-            self._writer.execute(f"PRAGMA busy_timeout = {round(sqlite_file.BUSY_SECONDS * 1000)}")
-            self._writer.execute("BEGIN IMMEDIATE")
-        return self._finish(function, ring)
+    def _take_turn(self, function: Callable[[sqlite3.Connection], T], ring: bool) -> T:
+        self._turn.take(timeout_seconds=sqlite_file.BUSY_SECONDS)
+        try:
+            with sqlite_file.translated(self._path):
+                self._writer.execute(f"PRAGMA busy_timeout = {round(sqlite_file.BUSY_SECONDS * 1000)}")
+                self._writer.execute("BEGIN IMMEDIATE")
+            return self._finish(function, ring)
+        finally:
+            self._turn.end()
 
     def _finish(self, function: Callable[[sqlite3.Connection], T], ring: bool) -> T:
         """Finish the transaction that was begun, and tell the processes that wait."""
@@ -238,6 +256,7 @@ class SqliteJournal:
             bell.take_down()
         self._reader.close()
         self._writer.close()
+        self._turn.close()
 
     def _refuse_when_closed(self) -> None:
         if self._closed:

@@ -124,7 +124,7 @@ def _names(directory: Path | str) -> list[str]:
 def _make_directory(directory: Path) -> None:
     with suppress(FileExistsError):
         directory.mkdir(mode=0o700)
-        _share(directory, like=directory.parent)
+        share(directory, like=directory.parent)
 
 
 def _remove_dead(directory: Path) -> None:
@@ -151,7 +151,7 @@ def _locked(bell: int) -> bool:
 
 def _watched(journal: Path, path: Path, lock: int) -> Bell:
     try:
-        _share(path, like=journal)
+        share(path, like=journal)
         return Bell(path, lock, _listen(path))
     except BaseException:
         path.unlink(missing_ok=True)
@@ -179,7 +179,7 @@ def _deaf(path: Path) -> Unavailable:
     return Unavailable(f"cannot watch {path} for changes: {reason} (inotify: see /proc/sys/fs/inotify)")
 
 
-def _share(path: Path, *, like: Path) -> None:
+def share(path: Path, *, like: Path) -> None:
     """Let those use `path` who may use `like`, as SQLite does for the files that it makes beside a database."""
     model = like.stat()
     if os.geteuid() == 0:

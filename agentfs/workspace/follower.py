@@ -7,10 +7,18 @@ from agentfs.journal.contract import Journal
 from agentfs.model.errors import Denied, NoSpace, Unavailable
 from agentfs.runtime import Runtime
 from agentfs.workspace.committer import Committer
+from agentfs.workspace.pace import Pace
 
 PAUSE_SECONDS = 0.1
 PAUSE_MAX_SECONDS = 2.0
 """How long the follower waits after a failure of the journal before it asks again, at first and at most."""
+
+BURST = 32
+LOOKS_PER_SECOND = 100.0
+"""How often the follower applies what others appended: at once so many times, and then so many times a second.
+
+In a storm each look takes many entries then. Whoever needs to see everything looks on its own (`reach_tail`).
+"""
 
 _log = structlog.get_logger()
 
@@ -27,6 +35,7 @@ class Follower:
         self._begun = 0
         self._done = 0
         self._looked = -1.0
+        self._pace = Pace(runtime, burst=BURST, per_second=LOOKS_PER_SECOND)
 
     async def run(self) -> None:
         """Apply what others append, until cancelled."""
@@ -34,6 +43,9 @@ class Follower:
         while True:
             try:
                 await self._journal.wait(self._committer.tables.position)
+                pause_before = self._pace.count()
+                if pause_before:
+                    await self._runtime.sleep(pause_before)
                 await self._catch_up()
                 pause = PAUSE_SECONDS
             except (Unavailable, NoSpace, Denied) as error:

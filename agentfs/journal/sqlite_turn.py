@@ -1,0 +1,105 @@
+"""Taking turns: the processes that write to one SQLite journal come to it one after the other, none of them before its turn.
+
+SQLite itself lets whoever finds the file busy sleep for milliseconds, longer each time, and look again; next to a process that
+writes without a pause, all others starve.
+"""
+
+import errno
+import fcntl
+import os
+import select
+import struct
+from pathlib import Path
+from typing import Final
+
+from agentfs.journal.sqlite_bells import share
+from agentfs.model.errors import Denied, NoSpace, Unavailable
+from agentfs.runtime import Runtime
+
+SUFFIX: Final = "-turn"
+"""What the file is called whose bytes are locked, behind the journal's own name."""
+
+PAUSE_SECONDS: Final = 100e-6
+"""How long who waits sleeps between two looks: a fraction of what a write takes."""
+
+_TURN: Final = 0
+_NEXT: Final = 1
+"""The bytes: one for whose turn it is, one for who is next."""
+
+
+class Turn:
+    """This process's place among those that write.
+
+    Who wants to write first becomes the next one, of which there is one at a time, and then waits for the turn of the one
+    before it to end: who has just written cannot have another turn before the next one had its own. The locks belong to the
+    open file (fcntl(2), open file description locks), so that they end with the process.
+    """
+
+    def __init__(self, file: int, journal: Path, runtime: Runtime) -> None:
+        self._file = file
+        self._journal = journal
+        self._runtime = runtime
+
+    def take_at_once(self) -> bool:
+        """Take the turn if nobody has it and nobody is next; whether that is so."""
+        if not self._lock(_NEXT):
+            return False
+        taken = self._lock(_TURN)
+        self._unlock(_NEXT)
+        return taken
+
+    def take(self, *, timeout_seconds: float) -> None:
+        """Wait for the turn, in a thread. Raises Unavailable if it takes too long."""
+        give_up = self._runtime.boottime() + timeout_seconds
+        try:
+            while not (self._lock(_NEXT) and self._lock(_TURN)):
+                if self._runtime.boottime() > give_up:
+                    raise Unavailable(f"the journal {self._journal} is busy: another process does not end its turn")
+                select.select((), (), (), PAUSE_SECONDS)
+        finally:
+            self._unlock(_NEXT)
+
+    def end(self) -> None:
+        """Let the next one have its turn."""
+        self._unlock(_TURN)
+
+    def close(self) -> None:
+        """Let go of the file, once."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
+    def _lock(self, byte: int) -> bool:
+        """Lock a byte, which does no harm when it is locked here already; whether it is now."""
+        try:
+            fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _range(fcntl.F_WRLCK, byte))
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise Unavailable(f"cannot lock {self._journal}{SUFFIX}: {error.strerror}") from error
+            return False
+        return True
+
+    def _unlock(self, byte: int) -> None:
+        fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _range(fcntl.F_UNLCK, byte))
+
+
+def open_turn(journal: Path, runtime: Runtime) -> Turn:
+    """The place of this process among those that write to `journal`. Raises Denied, NoSpace, Unavailable."""
+    path = Path(f"{journal}{SUFFIX}")
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.fstat(file).st_uid == os.geteuid():
+            share(path, like=journal)
+    except OSError as error:
+        reason = f"cannot open {path}: {error.strerror}"
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise Denied(reason) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(reason) from error
+        raise Unavailable(reason) from error
+    return Turn(file, journal, runtime)
+
+
+def _range(kind: int, byte: int) -> bytes:
+    """A `struct flock` for one byte; its `l_pid` must be 0 (fcntl(2))."""
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, byte, 1, 0)
