@@ -16,6 +16,7 @@ from agentfs.runtime import Runtime
 _TEMPORARY: Final = ".tmp-"
 _KEY: Final = re.compile(r"[a-z0-9._-]+(/[a-z0-9._-]+)*")
 _KEY_MAX: Final = 200
+_THREADS_MAX: Final = 16
 _LASTING_MAX: Final = 4096
 """Directories that a store remembers as safely on disk, at most; forgetting one costs an fsync."""
 
@@ -30,18 +31,20 @@ class DirectoryStore:
     def __init__(self, root: Path, *, runtime: Runtime) -> None:
         self._root = root
         self._runtime = runtime
+        # A network filesystem may hang: nobody waits for it longer than they want to, and it takes no threads of others.
+        self._threads = runtime.threads(_THREADS_MAX)
         self._lasting: set[Path] = set()
 
     async def put(self, key: str, body: bytes) -> None:
         path = self._path(key)
         temporary = path.parent / (_TEMPORARY + self._runtime.random_bytes(8).hex())
-        await self._runtime.in_thread(self._put, path, temporary, body)
+        await self._threads.run(self._put, path, temporary, body)
 
     async def get(self, key: str, start: int = 0, length: int | None = None, *, check: Check | None = None) -> bytes:
-        return await self._runtime.in_thread(self._get, self._path(key), start, length, check)
+        return await self._threads.run(self._get, self._path(key), start, length, check)
 
     async def size(self, key: str) -> int:
-        return await self._runtime.in_thread(self._size, self._path(key))
+        return await self._threads.run(self._size, self._path(key))
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         waiting = [_Found("", True, 0)]
@@ -50,13 +53,13 @@ class DirectoryStore:
             if not found.directory:
                 yield ObjectInfo(found.key, found.size)
                 continue
-            waiting += await self._runtime.in_thread(self._scan, found.key, prefix)
+            waiting += await self._threads.run(self._scan, found.key, prefix)
 
     async def delete(self, key: str) -> None:
         await self._runtime.in_thread(self._delete, self._path(key))
 
     async def capacity(self) -> Capacity | None:
-        return await self._runtime.in_thread(self._capacity)
+        return await self._threads.run(self._capacity)
 
     async def aclose(self) -> None:
         """A directory store holds nothing open."""
