@@ -2,21 +2,29 @@
 
 import errno
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import trio
 
-from agentfs.chunks.cached import Cached
-from agentfs.chunks.contract import ChunkStore, ObjectInfo
+from agentfs.chunks.cached import open_cached
+from agentfs.chunks.contract import Capacity, Check, ChunkStore, ObjectInfo
 from agentfs.chunks.directory import DirectoryStore
 from agentfs.chunks.memory import MemoryStore
 from agentfs.chunks.replicated import open_replicated
+from agentfs.chunks.retrying import Retrying
+from agentfs.chunks.s3 import S3Store
 from agentfs.model.errors import AgentfsError, Corrupt, Denied, Invalid, NoSpace, NotFound, Unavailable
 from agentfs.model.ids import ReplicaId
 from agentfs.runtime import SystemRuntime
+from agentfs.s3 import parse_s3_url
 from tests.mount.small_disk import small_disk
+from tests.regions import MakeRegions
+
+T = TypeVar("T")
 
 BOUND_SECONDS = 60
 """After how long a test that hangs fails. Nothing is expected to take that long."""
@@ -42,21 +50,97 @@ def directory(root: Path) -> DirectoryStore:
     return DirectoryStore(root, runtime=SystemRuntime())
 
 
-@pytest.fixture(params=["memory", "directory", "cached", "replicated"])
-async def store(request: pytest.FixtureRequest, directory: DirectoryStore) -> AsyncIterator[ChunkStore]:
-    if request.param == "replicated":
-        stores: dict[ReplicaId, ChunkStore] = {ReplicaId(1): MemoryStore(), ReplicaId(2): directory}
-        async with open_replicated(stores, replication="sync", runtime=SystemRuntime()) as replicated:
-            yield replicated
-        return
-    simple: dict[str, Callable[[], ChunkStore]] = {
-        "memory": MemoryStore,
-        "directory": lambda: directory,
-        "cached": lambda: Cached(MemoryStore(), max_bytes=1 << 20),
+@asynccontextmanager
+async def closing(store: ChunkStore) -> AsyncIterator[ChunkStore]:
+    """A store that needs nothing but to be closed."""
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture
+def s3(regions: MakeRegions) -> S3Store:
+    [region] = regions(1)
+    return S3Store(parse_s3_url(region.url("a/prefix")), runtime=SystemRuntime())
+
+
+@pytest.fixture(params=["memory", "directory", "s3", "cached", "replicated", "retrying", "retrying s3"])
+def opening(request: pytest.FixtureRequest) -> AbstractAsyncContextManager[ChunkStore]:
+    """How a store of the suite is opened. Fixtures are asked for by name, so that servers start only where they are used."""
+    runtime = SystemRuntime()
+
+    def fixture(name: str) -> ChunkStore:
+        store: ChunkStore = request.getfixturevalue(name)
+        return store
+
+    openings: dict[str, Callable[[], AbstractAsyncContextManager[ChunkStore]]] = {
+        "memory": lambda: closing(MemoryStore()),
+        "directory": lambda: closing(fixture("directory")),
+        "s3": lambda: closing(fixture("s3")),
+        "cached": lambda: open_cached(MemoryStore(), max_bytes=1 << 20),
+        "replicated": lambda: open_replicated(
+            {ReplicaId(1): MemoryStore(), ReplicaId(2): fixture("directory")}, replication="sync", runtime=runtime
+        ),
+        "retrying": lambda: closing(Retrying(Moody(MemoryStore()), runtime=Hurried())),
+        "retrying s3": lambda: closing(Retrying(fixture("s3"), runtime=runtime)),
     }
-    opened = simple[request.param]()
-    yield opened
-    await opened.aclose()
+    return openings[request.param]()
+
+
+@pytest.fixture
+async def store(opening: AbstractAsyncContextManager[ChunkStore]) -> AsyncIterator[ChunkStore]:
+    async with opening as store:
+        yield store
+
+
+class Hurried(SystemRuntime):
+    """The real runtime, in which nobody waits."""
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+class Moody:
+    """A store that fails at every second request, before or after it did what was asked, and in the middle of listings."""
+
+    def __init__(self, store: ChunkStore) -> None:
+        self._store = store
+        self._asked = 0
+
+    async def put(self, key: str, body: bytes) -> None:
+        await self._either(lambda: self._store.put(key, body))
+
+    async def get(self, key: str, start: int = 0, length: int | None = None, *, check: Check | None = None) -> bytes:
+        return await self._either(lambda: self._store.get(key, start, length, check=check))
+
+    async def size(self, key: str) -> int:
+        return await self._either(lambda: self._store.size(key))
+
+    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        self._asked += 1
+        left = self._asked
+        async for info in self._store.list(prefix):
+            if not left:
+                raise Unavailable("not in the mood")
+            yield info
+            left -= 1
+
+    async def delete(self, key: str) -> None:
+        await self._either(lambda: self._store.delete(key))
+
+    async def capacity(self) -> Capacity | None:
+        return await self._either(self._store.capacity)
+
+    async def aclose(self) -> None:
+        await self._store.aclose()
+
+    async def _either(self, ask: Callable[[], Awaitable[T]]) -> T:
+        self._asked += 1
+        if self._asked % 4 == 1:
+            raise Unavailable("not in the mood")
+        answer = await ask()
+        if self._asked % 4 == 3:
+            raise Unavailable("the answer was lost")
+        return answer
 
 
 async def listed(store: ChunkStore, prefix: str) -> list[ObjectInfo]:

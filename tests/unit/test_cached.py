@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from agentfs.chunks.cached import Cached
+from agentfs.chunks.cached import Cached, open_cached
 from agentfs.chunks.contract import Check
 from agentfs.chunks.memory import MemoryStore
 from agentfs.model.errors import Corrupt, NotFound, Unavailable
@@ -27,13 +27,18 @@ class Counting(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.gets = 0
+        self.abandoned = 0
         self.gate: trio.Event | None = None
         self.down = False
 
     async def get(self, key: str, start: int = 0, length: int | None = None, *, check: Check | None = None) -> bytes:
         self.gets += 1
         if self.gate is not None:
-            await self.gate.wait()
+            try:
+                await self.gate.wait()
+            except trio.Cancelled:
+                self.abandoned += 1
+                raise
         if self.down:
             raise Unavailable("away")
         return await super().get(key, start, length, check=check)
@@ -48,8 +53,9 @@ async def store() -> Counting:
 
 
 @pytest.fixture
-def cached(store: Counting) -> Cached:
-    return Cached(store, max_bytes=MAX_BYTES)
+async def cached(store: Counting) -> AsyncIterator[Cached]:
+    async with open_cached(store, max_bytes=MAX_BYTES) as cached:
+        yield cached
 
 
 def accept(body: bytes) -> bool:
@@ -195,14 +201,16 @@ async def test_a_failure_is_shared_and_forgotten(store: Counting, cached: Cached
     assert await cached.get("key/1") == b"\x01" * 10_000
 
 
-async def test_when_the_reader_is_cancelled_one_that_waits_takes_over(store: Counting, cached: Cached) -> None:
+async def test_a_reader_that_is_cancelled_leaves_the_read_to_the_others(store: Counting, cached: Cached) -> None:
     store.gate = trio.Event()
     results: list[bytes] = []
     first = trio.CancelScope()
+    left = trio.Event()
 
     async def read_cancelled() -> None:
         with first:
             await cached.get("key/1")
+        left.set()
 
     async def read() -> None:
         results.append(await cached.get("key/1"))
@@ -213,13 +221,134 @@ async def test_when_the_reader_is_cancelled_one_that_waits_takes_over(store: Cou
         for _ in range(3):
             nursery.start_soon(read)
         await trio.testing.wait_all_tasks_blocked()
-        assert store.gets == 1
         first.cancel()
-        await trio.testing.wait_all_tasks_blocked()
-        assert store.gets == 2
+        await left.wait()
+        assert store.abandoned == 0
         store.gate.set()
     assert results == [b"\x01" * 10_000] * 3
-    assert store.gets == 2
+    assert store.gets == 1
+
+
+async def test_when_the_last_reader_is_cancelled_so_is_the_read(store: Counting, cached: Cached) -> None:
+    store.gate = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cached.get, "key/1")
+        nursery.start_soon(cached.get, "key/1")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    assert (store.gets, store.abandoned) == (1, 1)
+    store.gate = None
+    assert await cached.get("key/1") == b"\x01" * 10_000
+
+
+async def test_who_comes_right_after_the_last_was_cancelled_gets_a_read_of_its_own(store: Counting, cached: Cached) -> None:
+    store.gate = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cached.get, "key/1")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    store.gate = None
+    assert await cached.get("key/1") == b"\x01" * 10_000
+    assert (store.gets, store.abandoned) == (2, 1)
+
+
+async def test_reads_under_way_end_with_the_cache(store: Counting) -> None:
+    store.gate = trio.Event()
+    async with open_cached(store, max_bytes=MAX_BYTES) as cached:
+        with trio.move_on_after(0):
+            await cached.get("key/1")
+    assert store.abandoned == 1
+
+
+async def test_a_failure_of_its_user_passes_the_cache_as_it_is(store: Counting) -> None:
+    with pytest.raises(NotFound, match="the user's own"):
+        async with open_cached(store, max_bytes=MAX_BYTES):
+            raise NotFound("the user's own")
+
+
+async def test_an_object_that_is_kept_whole_answers_every_range(store: Counting, cached: Cached) -> None:
+    await store.put("digits", b"0123456789")
+    assert await cached.get("digits", check=accept) == b"0123456789"
+    for start, length in ((0, 3), (3, 4), (7, None), (0, 10), (10, 0)):
+        assert await cached.get("digits", start, length) == b"0123456789"[start : None if length is None else start + length]
+    assert store.gets == 1
+    with pytest.raises(Corrupt):
+        await cached.get("digits", 5, 6)
+
+
+async def test_a_part_of_what_was_confirmed_whole_is_not_checked_again(store: Counting, cached: Cached) -> None:
+    await cached.get("key/1", check=accept)
+    assert await cached.get("key/1", 5, 5, check=refuse) == b"\x01" * 5
+    assert store.gets == 1
+
+
+async def test_a_part_of_what_was_read_unchecked_is_checked(store: Counting, cached: Cached) -> None:
+    await cached.get("key/1")
+    assert await cached.get("key/1", 5, 5, check=accept) == b"\x01" * 5
+    assert store.gets == 1
+    with pytest.raises(Corrupt):
+        await cached.get("key/1", 5, 5, check=refuse)
+    assert not cached.holds("key/1", 5, 5)
+
+
+async def test_who_wants_a_part_of_what_is_being_read_whole_waits_for_that(store: Counting, cached: Cached) -> None:
+    await store.put("digits", b"0123456789")
+    store.gate = trio.Event()
+    results: dict[tuple[int, int | None], bytes] = {}
+
+    async def read(start: int, length: int | None) -> None:
+        results[start, length] = await cached.get("digits", start, length, check=accept)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read, 0, None)
+        await trio.testing.wait_all_tasks_blocked()
+        for start, length in ((0, 2), (2, 5), (9, 1)):
+            nursery.start_soon(read, start, length)
+        await trio.testing.wait_all_tasks_blocked()
+        store.gate.set()
+    assert results == {(0, None): b"0123456789", (0, 2): b"01", (2, 5): b"23456", (9, 1): b"9"}
+    assert store.gets == 1
+
+
+async def test_a_part_is_read_by_itself_where_the_whole_turns_out_wrong(store: Counting, cached: Cached) -> None:
+    store.gate = trio.Event()
+    results: list[bytes] = []
+
+    async def read_whole() -> None:
+        with pytest.raises(Corrupt):
+            await cached.get("key/1", check=refuse)
+
+    async def read_part() -> None:
+        results.append(await cached.get("key/1", 5, 5, check=accept))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_whole)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(read_part)
+        await trio.testing.wait_all_tasks_blocked()
+        store.gate.set()
+    assert results == [b"\x01" * 5]
+
+
+async def test_what_is_held(store: Counting, cached: Cached) -> None:
+    assert not cached.holds("key/1")
+    await cached.get("key/1", 5, 5)
+    assert cached.holds("key/1", 5, 5)
+    assert not cached.holds("key/1", 5, 4)
+    await cached.get("key/1")
+    assert cached.holds("key/1", 5, 4)
+    assert cached.holds("key/1")
+    assert not cached.holds("key/1", 5, 10_000)
+    assert not cached.holds("key/2")
+
+
+async def test_what_the_cache_behind_holds_is_held(store: Counting) -> None:
+    async with open_cached(store, max_bytes=MAX_BYTES) as behind, open_cached(behind, max_bytes=0) as cached:
+        await cached.get("key/1")
+        assert cached.used_bytes == 0
+        assert cached.holds("key/1", 3, 4)
+        assert not cached.holds("key/2", 3, 4)
 
 
 async def test_a_deleted_object_is_forgotten(store: Counting, cached: Cached) -> None:
@@ -236,7 +365,7 @@ async def test_a_deleted_object_is_forgotten(store: Counting, cached: Cached) ->
 
 
 async def test_no_memory_at_all_still_reads(store: Counting) -> None:
-    cached = Cached(store, max_bytes=0)
-    for _ in range(2):
-        assert await cached.get("key/3") == b"\x03" * 10_000
-    assert cached.used_bytes == 0
+    async with open_cached(store, max_bytes=0) as cached:
+        for _ in range(2):
+            assert await cached.get("key/3") == b"\x03" * 10_000
+        assert cached.used_bytes == 0
