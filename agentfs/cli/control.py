@@ -1,6 +1,7 @@
 """The control protocol, JSON lines over a unix socket: its requests and replies, and the asking side without an event loop.
 
-A connection carries one request. `drain` is answered by any number of `DrainStep`s and one `Drained`; the rest by one reply.
+A connection carries one request. `drain` and `warm` are answered by any number of steps and one `Drained` or `Warmed`; the
+rest by one reply. Closing the connection ends a `warm` at once.
 """
 
 import socket
@@ -28,6 +29,12 @@ class DrainRequest(msgspec.Struct, frozen=True, tag="drain", tag_field="op"):
     """Save everything unsaved, giving up after a time: answered by `DrainStep`s and a `Drained`."""
 
     timeout_seconds: float
+
+
+class WarmRequest(msgspec.Struct, frozen=True, tag="warm", tag_field="op"):
+    """Fetch what is not here of a file or a tree, by its path from the root: answered by `WarmStep`s and a `Warmed`."""
+
+    path: bytes
 
 
 class HistoryRequest(msgspec.Struct, frozen=True, tag="history", tag_field="op"):
@@ -67,6 +74,22 @@ class Drained(msgspec.Struct, frozen=True, tag="drained", tag_field="reply"):
     undrained: list[str]
 
 
+class WarmStep(msgspec.Struct, frozen=True, kw_only=True, tag="warming", tag_field="reply"):
+    """How far a warming is: what of `bytes_total` was fetched, how many files are here, and for how many something failed."""
+
+    bytes_done: int
+    bytes_total: int
+    files_done: int
+    files_total: int
+    failed: int
+
+
+class Warmed(msgspec.Struct, frozen=True, tag="warmed", tag_field="reply"):
+    """The end of a warming: a line for each file that could not be fetched, empty when all is well."""
+
+    failed: list[str]
+
+
 class VersionLine(msgspec.Struct, frozen=True, kw_only=True):
     """One version of a file: what `agentfs log` prints."""
 
@@ -102,8 +125,9 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", tag_field="reply"):
     message: str
 
 
-Request = StatusRequest | DrainRequest | HistoryRequest | LocksRequest | BreakRequest
-Reply = StatusReply | DrainStep | Drained | HistoryReply | LocksReply | BreakReply | Failed
+Request = StatusRequest | DrainRequest | WarmRequest | HistoryRequest | LocksRequest | BreakRequest
+Step = DrainStep | WarmStep
+Reply = StatusReply | Step | Drained | Warmed | HistoryReply | LocksReply | BreakReply | Failed
 
 _ERRORS: Final = {kind.__name__: kind for kind in EXIT_CODES}
 _reply_decoder = msgspec.json.Decoder(Reply)
@@ -147,7 +171,7 @@ def exchange(connection: socket.socket, request: Request, mountpoint: Path) -> I
             reply = _decoded(line)
             if isinstance(reply, Failed):
                 raise failure_of(reply)
-            ended = not isinstance(reply, DrainStep)
+            ended = not isinstance(reply, Step)
             yield reply
     if not ended:
         raise gone(mountpoint)

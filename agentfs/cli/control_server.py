@@ -1,10 +1,10 @@
 """The answering side of the control protocol: a listener beside the mount, in the daemon's event loop."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 import trio
@@ -24,15 +24,24 @@ from agentfs.cli.control import (
     Request,
     StatusReply,
     StatusRequest,
+    Step,
     VersionLine,
+    Warmed,
+    WarmRequest,
+    WarmStep,
     encode_line,
 )
-from agentfs.model.errors import AgentfsError, Invalid
+from agentfs.model.errors import AgentfsError, Invalid, Unavailable
 from agentfs.workspace.status import LockRow, WorkspaceStatus
 
 CONNECTIONS_MAX: Final = 16
 REQUEST_MAX: Final = 64 << 10
 REQUEST_SECONDS: Final = 10.0
+
+S = TypeVar("S", bound=Step)
+
+_Work = Callable[[Callable[[S], None]], Awaitable[list[str]]]
+"""What tells of its steps as it goes, and in the end what it could not do."""
 
 _request_decoder = msgspec.json.Decoder(Request)
 
@@ -46,6 +55,13 @@ class Mounted(Protocol):
 
     async def drain(self, report: Callable[[DrainStep], None], *, timeout_seconds: float) -> list[str]:
         """Save what is unsaved; the names of what could not be in that time."""
+        ...
+
+    async def warm(self, path: bytes, report: Callable[[WarmStep], None]) -> list[str]:
+        """Fetch what is not here of what lies at `path`; a line for each file that could not be.
+
+        Raises NotFound, NotDirectory, Unavailable.
+        """
         ...
 
     async def history(self, path: bytes) -> list[VersionLine]:
@@ -143,27 +159,62 @@ async def _reply(mounted: Mounted, request: Request, stream: trio.abc.Stream) ->
         case BreakRequest(path=path):
             return BreakReply(await mounted.break_locks(path))
         case DrainRequest(timeout_seconds=timeout_seconds):
-            return Drained(await _drain(mounted, timeout_seconds, stream))
+            return Drained(_result(await _step_by_step(partial(mounted.drain, timeout_seconds=timeout_seconds), stream)))
+        case WarmRequest(path=path):
+            return Warmed(_result(await _while_wanted(partial(mounted.warm, path), stream)))
 
 
-async def _drain(mounted: Mounted, timeout_seconds: float, stream: trio.abc.Stream) -> list[str]:
-    """Drain, sending each step as it comes; a step that the client is too slow for is left out."""
-    send, receive = trio.open_memory_channel[DrainStep](16)
+def _result(outcome: list[str] | AgentfsError) -> list[str]:
+    if isinstance(outcome, AgentfsError):
+        raise outcome
+    return outcome
 
-    def report(step: DrainStep) -> None:
+
+async def _while_wanted(work: _Work[WarmStep], stream: trio.abc.Stream) -> list[str] | AgentfsError:
+    """Do work that is of no use to anybody else: it is cancelled when the client closes the connection."""
+    outcome: list[str] | AgentfsError = Unavailable("given up: the connection was closed")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_when_closed, stream, nursery.cancel_scope)
+        outcome = await _step_by_step(work, stream)
+        nursery.cancel_scope.cancel()
+    return outcome
+
+
+async def _cancel_when_closed(stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
+    # What comes behind the request means nothing.
+    while await stream.receive_some(REQUEST_MAX):
+        pass
+    scope.cancel()
+
+
+async def _step_by_step(work: _Work[S], stream: trio.abc.Stream) -> list[str] | AgentfsError:
+    """Do the work, sending each step as it comes; one that the client is too slow for is left out, except for the last.
+
+    Returns what the work raises: out of a nursery it would come as a group.
+    """
+    send, receive = trio.open_memory_channel[S](16)
+    left_out: list[S] = []
+
+    def report(step: S) -> None:
+        left_out.clear()
         try:
             send.send_nowait(step)
         except trio.WouldBlock:
-            return
+            left_out.append(step)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_forward, receive, stream)
         with send:
-            undrained = await mounted.drain(report, timeout_seconds=timeout_seconds)
-    return undrained
+            try:
+                outcome: list[str] | AgentfsError = await work(report)
+            except AgentfsError as error:
+                outcome = error
+            for step in left_out:
+                await send.send(step)
+    return outcome
 
 
-async def _forward(steps: trio.MemoryReceiveChannel[DrainStep], stream: trio.abc.Stream) -> None:
+async def _forward(steps: trio.MemoryReceiveChannel[S], stream: trio.abc.Stream) -> None:
     async with steps:
         async for step in steps:
             await stream.send_all(encode_line(step))

@@ -1,6 +1,7 @@
 """Questions that a command asks of the daemon behind a path."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,9 @@ from agentfs.cli.control import (
     StatusReply,
     StatusRequest,
     VersionLine,
+    Warmed,
+    WarmRequest,
+    WarmStep,
     connected,
     exchange,
     gone,
@@ -31,6 +35,9 @@ ANSWER_SECONDS: Final = 10.0
 
 FENCE_SECONDS: Final = 60.0
 """How long to wait for locks to be broken: it takes the journal, which the daemon asks for longer than for anything else."""
+
+WARM_SILENCE_SECONDS: Final = 300.0
+"""How long a warming may say nothing: it speaks whenever a segment is there or was given up, which a slow store can put off."""
 
 
 def mount_of(path: Path) -> Mounted:
@@ -74,17 +81,31 @@ def break_locks(mounted: Mounted, path: Path) -> list[str]:
     return reply.fenced
 
 
+def warm(mounted: Mounted, path: Path) -> Iterator[WarmStep | Warmed]:
+    """Fetch what is not here of what lies at a canonical path: steps, and the end. Closing the iterator ends it.
+
+    Raises NotFound, Unavailable.
+    """
+    for reply in _replies(mounted, WarmRequest(_inside(mounted, path)), timeout_seconds=WARM_SILENCE_SECONDS):
+        assert isinstance(reply, WarmStep | Warmed), "the protocol answers warm with these"
+        yield reply
+
+
 def _inside(mounted: Mounted, path: Path) -> bytes:
     """The path from the workspace's root."""
     return os.fsencode(path.relative_to(mounted.mountpoint))
 
 
 def _ask(mounted: Mounted, request: Request, *, timeout_seconds: float = ANSWER_SECONDS) -> Reply:
+    return list(_replies(mounted, request, timeout_seconds=timeout_seconds))[-1]
+
+
+def _replies(mounted: Mounted, request: Request, *, timeout_seconds: float) -> Iterator[Reply]:
     record = find_record(mounted)
     if record is None:
         raise gone(mounted.mountpoint) if is_dead(mounted) else _not_ours(mounted)
     with connected(Path(record.control), mounted.mountpoint, timeout_seconds=timeout_seconds) as connection:
-        return list(exchange(connection, request, mounted.mountpoint))[-1]
+        yield from exchange(connection, request, mounted.mountpoint)
 
 
 def _not_ours(mounted: Mounted) -> Denied:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from agentfs.cli.amounts import bytes_text
-from agentfs.cli.control import DrainStep, VersionLine
+from agentfs.cli.control import DrainStep, VersionLine, WarmStep
 from agentfs.workspace.status import LockRow, WorkspaceStatus
 
 if TYPE_CHECKING:
+    from agentfs.workspace.warming import WarmProgress
     from agentfs.workspace.workspace import DrainProgress, VersionRecord, Workspace
 
 
@@ -33,6 +34,10 @@ class MountedWorkspace:
         left = self.status()
         return [f"{left.dirty_files} files with {bytes_text(left.dirty_bytes)} unsaved after {timeout_seconds:g} s"]
 
+    async def warm(self, path: bytes, report: Callable[[WarmStep], None]) -> list[str]:
+        """Fetch what is not here of what lies at `path`; a line for each file that could not be."""
+        return await self._workspace.warming.warm(path, lambda progress: report(_warm_step(progress)))
+
     async def history(self, path: bytes) -> list[VersionLine]:
         """The versions of the file at `path`, the oldest first."""
         return [_version_line(version) for version in self._workspace.history(path)]
@@ -52,6 +57,16 @@ def _drain_step(progress: "DrainProgress") -> DrainStep:
         total_bytes=progress.total_bytes,
         dirty_files=progress.dirty_files,
         pending_transactions=progress.pending_transactions,
+    )
+
+
+def _warm_step(progress: "WarmProgress") -> WarmStep:
+    return WarmStep(
+        bytes_done=progress.bytes_done,
+        bytes_total=progress.bytes_total,
+        files_done=progress.files_done,
+        files_total=progress.files_total,
+        failed=progress.failed,
     )
 
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
@@ -25,7 +26,11 @@ from agentfs.cli.control import (
     StatusReply,
     StatusRequest,
     VersionLine,
+    Warmed,
+    WarmRequest,
+    WarmStep,
     connected,
+    encode_line,
     exchange,
     peer_pid,
 )
@@ -39,6 +44,8 @@ STATUS = WorkspaceStatus(
     workspace="uuid",
     durability="close",
     replication="sync",
+    write_quorum=0,
+    reachable=True,
     position=7,
     pending_transactions=1,
     dirty_bytes=2,
@@ -54,6 +61,7 @@ STATUS = WorkspaceStatus(
     recovered=["/cache/recovered-3-0"],
 )
 STEP = DrainStep(saved_bytes=1, total_bytes=2, dirty_files=1, pending_transactions=0)
+WARM_STEP = WarmStep(bytes_done=1, bytes_total=2, files_done=3, files_total=4, failed=0)
 VERSION = VersionLine(version=1, time_ns=2, size_bytes=3, writer="host:1", position=4)
 LOCK = LockRow(
     path="caf\\xe9",
@@ -74,6 +82,10 @@ LOCK = LockRow(
 class FakeMount:
     """A mount with one file, which cannot be saved and which another mount has locked."""
 
+    def __init__(self) -> None:
+        self.warming = trio.Event()
+        self.given_up = trio.Event()
+
     def status(self) -> WorkspaceStatus:
         return STATUS
 
@@ -82,6 +94,20 @@ class FakeMount:
             report(STEP)
         await trio.lowlevel.checkpoint()
         return [f"/stuck after {timeout_seconds:g} s"]
+
+    async def warm(self, path: bytes, report: Callable[[WarmStep], None]) -> list[str]:
+        if path == b"endless":
+            self.warming.set()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self.given_up.set()
+        if path != b"caf\xe9":
+            raise NotFound(f"no file {path!r}")
+        for done in range(1000):
+            report(msgspec.structs.replace(WARM_STEP, bytes_done=done))
+        await trio.lowlevel.checkpoint()
+        return ["caf\\xe9: nobody answers"]
 
     async def history(self, path: bytes) -> list[VersionLine]:
         if path != b"caf\xe9":
@@ -126,6 +152,9 @@ async def test_every_request_is_answered(tmp_path: Path) -> None:
         assert steps
         assert set(steps) == {STEP}
         assert end == Drained(["/stuck after 5 s"])
+        *steps, end = await asking(WarmRequest(b"caf\xe9"))
+        assert steps[-1] == msgspec.structs.replace(WARM_STEP, bytes_done=999), "the last step is never left out"
+        assert end == Warmed(["caf\\xe9: nobody answers"])
 
 
 async def test_an_error_arrives_as_what_it_was(tmp_path: Path) -> None:
@@ -134,6 +163,8 @@ async def test_an_error_arrives_as_what_it_was(tmp_path: Path) -> None:
             await trio.to_thread.run_sync(ask, tmp_path / "s", HistoryRequest(b"x"))
         with pytest.raises(Busy, match="process 7"):
             await trio.to_thread.run_sync(ask, tmp_path / "s", BreakRequest(b"x"))
+        with pytest.raises(NotFound, match="no file b'x'"):
+            await trio.to_thread.run_sync(ask, tmp_path / "s", WarmRequest(b"x"))
 
 
 async def converse(sent: bytes) -> bytes:
@@ -168,6 +199,18 @@ async def test_a_client_that_does_not_wait_harms_nobody() -> None:
     await answer(FakeMount(), trio.SocketStream(theirs), limiter=trio.CapacityLimiter(1))
 
 
+async def test_warming_ends_when_nobody_waits_for_it_any_more() -> None:
+    ours, theirs = trio.socket.socketpair()
+    mounted = FakeMount()
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(answer, mounted, trio.SocketStream(theirs), limiter=trio.CapacityLimiter(1)))
+            await ours.send(encode_line(WarmRequest(b"endless")))
+            await mounted.warming.wait()
+            ours.close()
+            await mounted.given_up.wait()
+
+
 def test_a_daemon_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"/mnt/demo is gone.*umount"):
         ask(tmp_path / "missing", StatusRequest())
@@ -186,8 +229,7 @@ def replies_to(answered: bytes) -> list[Reply]:
 
 
 def test_an_answer_that_breaks_off_is_a_daemon_that_is_gone() -> None:
-    step = b'{"reply":"draining","saved_bytes":1,"total_bytes":2,"dirty_files":1,"pending_transactions":0}\n'
-    for answered in (b"", step):
+    for answered in (b"", encode_line(STEP), encode_line(WARM_STEP)):
         with pytest.raises(Unavailable, match="gone"):
             replies_to(answered)
 

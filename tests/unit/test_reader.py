@@ -4,6 +4,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import trio
 
 from agentfs.chunks.memory import MemoryStore
 from agentfs.chunks.segment import Segment, SegmentBuilder
@@ -16,6 +17,7 @@ from tests.simulation.entries import make, text
 from tests.simulation.faults import Fault
 from tests.simulation.parts import World, make_world, open_parts
 from tests.simulation.virtual_time import in_virtual_time
+from tests.unit.reading import MIB, Asked, Library, open_reading
 
 F, G = Ino(2 << 32), Ino((2 << 32) + 1)
 
@@ -145,3 +147,208 @@ async def test_a_chunk_read_before_a_rebase_is_not_taken_for_another_after_it(wo
         await parts.committer.catch_up(Position(len(world.log.payloads)))
         assert await parts.body(G) == theirs
         assert await parts.body(F) == mine
+
+
+@in_virtual_time
+async def test_segments_that_get_other_numbers_while_a_read_waits_are_not_mixed_up(world: World, tmp_path: Path) -> None:
+    pieces = [Random(number).randbytes(INLINE_MAX + 1) for number in range(3)]
+    arrives = trio.Event()
+    async with open_parts(world, tmp_path / "1", run=False) as parts:
+        for offset, piece in enumerate(pieces[:2]):
+            parts.committer.submit(await stored(world, F, offset * len(piece), piece))
+        for script in world.store_scripts.values():
+            script.add("get", Fault(before=arrives), Fault(before=arrives))
+        bodies: list[bytes] = []
+
+        async def read() -> None:
+            bodies.append(await parts.body(F))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            world.foreign(2, *await stored(world, G, 0, pieces[2]))
+            await parts.committer.catch_up(Position(len(world.log.payloads)))
+            arrives.set()
+        assert bodies == [pieces[0] + pieces[1]]
+
+
+# ---- what reading costs
+
+
+@in_virtual_time
+async def test_small_files_bring_their_segment(tmp_path: Path) -> None:
+    library = Library()
+    bodies = await library.small_files(30)
+    async with open_reading(library, tmp_path) as reading:
+        await reading.all_of(bodies)
+        assert len(reading.store.asked) == 1
+
+
+@in_virtual_time
+async def test_small_files_that_are_read_at_once_bring_their_segment_once(tmp_path: Path) -> None:
+    library = Library()
+    bodies = await library.small_files(30)
+    library.store.seconds = 0.1
+    async with open_reading(library, tmp_path) as reading:
+        async with trio.open_nursery() as nursery:
+            for ino, body in bodies.items():
+                nursery.start_soon(reading.all_of, {ino: body})
+        assert len(reading.store.asked) == 1
+
+
+@in_virtual_time
+async def test_a_small_file_is_read_though_its_segment_is_damaged_elsewhere(tmp_path: Path) -> None:
+    library = Library()
+    bodies = await library.small_files(3)
+    first, *others = bodies
+    async with open_reading(library, tmp_path) as reading:
+        (info,) = [info async for info in library.store.list("segments/")]
+        body = bytearray(await library.store.get(info.key))
+        body[10] ^= 1
+        await library.store.delete(info.key)
+        await library.store.put(info.key, bytes(body))
+        await reading.all_of({ino: bodies[ino] for ino in others})
+        with pytest.raises(Corrupt):
+            await reading.reader.read(first, 0, 1)
+
+
+@in_virtual_time
+async def test_a_segment_that_does_not_stay_is_not_brought_for_each_of_its_files(tmp_path: Path) -> None:
+    library = Library()
+    groups = [await library.small_files(60, name=b"group%d-" % number) for number in range(5)]
+    order = [(ino, body) for together in zip(*(group.items() for group in groups), strict=True) for ino, body in together]
+    sizes = {info.key: info.size async for info in library.store.list("segments/")}
+    async with open_reading(library, tmp_path, memory_bytes=4 * max(sizes.values()) + 4096) as reading:
+        await reading.all_of(dict(order))
+        read = sum(sizes[asked.key] if asked.length is None else asked.length for asked in reading.store.asked)
+        assert read < 0.3 * len(order) * max(sizes.values())
+
+
+@in_virtual_time
+async def test_the_first_byte_of_a_big_file_is_one_chunk(tmp_path: Path) -> None:
+    library = Library()
+    ino, body = await library.big_file(20)
+    async with open_reading(library, tmp_path) as reading:
+        assert await reading.reader.read(ino, 0, 1) == body[:1]
+        await trio.sleep(60)
+        ((_, _, length),) = reading.store.asked
+        assert length is not None
+        assert length <= MIB + 1
+
+
+@in_virtual_time
+async def test_requests_for_one_chunk_at_once_cause_one_fetch(tmp_path: Path) -> None:
+    library = Library()
+    ino, body = await library.big_file(1)
+    library.store.seconds = 0.1
+    async with open_reading(library, tmp_path, memory_bytes=0) as reading:
+
+        async def read(offset: int) -> None:
+            assert await reading.reader.read(ino, offset, 1 << 17) == body[offset : offset + (1 << 17)]
+
+        async with trio.open_nursery() as nursery:
+            for offset in range(0, MIB, 1 << 17):
+                nursery.start_soon(read, offset)
+        assert len(reading.store.asked) == 1
+
+
+@in_virtual_time
+async def test_a_fetch_is_cancelled_with_the_last_who_wants_it(tmp_path: Path) -> None:
+    library = Library()
+    ino, body = await library.big_file(1)
+    library.store.seconds = 10
+    async with open_reading(library, tmp_path) as reading:
+
+        async def read(scope: trio.CancelScope) -> None:
+            with scope:
+                await reading.reader.read(ino, 0, 1)
+
+        async with trio.open_nursery() as nursery:
+            scopes = [trio.CancelScope(), trio.CancelScope()]
+            for scope in scopes:
+                nursery.start_soon(read, scope)
+            await trio.sleep(1)
+            scopes[0].cancel()
+            await trio.sleep(1)
+            assert reading.store.cancelled == 0
+            scopes[1].cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert reading.store.cancelled == 1
+        assert await reading.reader.read(ino, 0, 1) == body[:1]
+
+
+@in_virtual_time
+async def test_the_same_bytes_in_another_segment_do_not_share_its_fate(tmp_path: Path) -> None:
+    library = Library()
+    lost, kept = library.names(b"lost", b"kept")
+    body = Random(1).randbytes(50_000)
+    key = await library.write([(lost, 0, body)])
+    await library.write([(kept, 0, body), (kept, 50_000, b"more")])
+    await library.store.delete(key)
+    library.store.seconds = 0.1
+    async with open_reading(library, tmp_path) as reading, trio.open_nursery() as nursery:
+
+        async def read_lost() -> None:
+            with pytest.raises(Corrupt):
+                await reading.reader.read(lost, 0, 1)
+
+        nursery.start_soon(read_lost)
+        await trio.sleep(0.05)
+        assert await reading.reader.read(kept, 0, 1) == body[:1]
+
+
+@in_virtual_time
+async def test_the_chunks_of_one_read_are_fetched_side_by_side(tmp_path: Path) -> None:
+    library = Library()
+    (ino,) = library.names(b"f")
+    body = Random(1).randbytes(40 * 10_000)
+    for start in range(0, len(body), 10_000):
+        await library.write([(ino, start, body[start : start + 10_000])])
+    library.store.seconds = 1.0
+    async with open_reading(library, tmp_path) as reading:
+        began = trio.current_time()
+        assert await reading.reader.read(ino, 0, 100_000) == body[:100_000]
+        assert trio.current_time() - began < 1.5
+        assert len(reading.store.asked) == 10
+
+
+@in_virtual_time
+async def test_a_big_file_that_was_written_bit_by_bit_brings_its_segment(tmp_path: Path) -> None:
+    library = Library()
+    (ino,) = library.names(b"f")
+    body = Random(1).randbytes(100 * 10_000)
+    await library.write((ino, start, body[start : start + 10_000]) for start in range(0, len(body), 10_000))
+    async with open_reading(library, tmp_path) as reading:
+        for start in range(0, len(body), 1 << 17):
+            assert await reading.reader.read(ino, start, 1 << 17) == body[start : start + (1 << 17)]
+        assert len(reading.store.asked) == 1
+
+
+@in_virtual_time
+async def test_without_replicas_what_is_near_is_read_and_the_rest_fails_at_once(tmp_path: Path) -> None:
+    library = Library()
+    near, far = await library.small_files(10), await library.small_files(10, name=b"far")
+    big, body = await library.big_file(2)
+    async with open_reading(library, tmp_path) as reading:
+        await reading.reader.read(next(iter(near)), 0, 1)
+        await reading.reader.read(big, 0, 1)
+        reading.store.error = Unavailable("offline")
+        began = trio.current_time()
+        await reading.all_of(near)
+        assert await reading.reader.read(big, 5, 10) == body[5:15]
+        for ino, offset in ((next(iter(far)), 0), (big, MIB)):
+            with pytest.raises(Unavailable):
+                await reading.reader.read(ino, offset, 1)
+        assert trio.current_time() == began
+
+
+@in_virtual_time
+async def test_a_range_that_is_held_is_not_asked_for_with_its_segment(tmp_path: Path) -> None:
+    library = Library()
+    bodies = await library.small_files(3)
+    async with open_reading(library, tmp_path) as reading:
+        await reading.reader.read(next(iter(bodies)), 0, 1)
+        ((key, start, length),) = reading.store.asked
+        assert (start, length) == (0, None)
+        await reading.all_of(bodies)
+        assert reading.store.asked == [Asked(key, 0, None)]
