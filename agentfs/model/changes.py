@@ -23,7 +23,10 @@ class ReplicaSpec(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Found(Change, frozen=True, array_like=True, tag="found"):
-    """The first change of every journal: the workspace's identity, its settings and its root directory."""
+    """The first change of every journal: the workspace's identity, its settings, its first replicas and its root directory.
+
+    `write_quorum`: how many replicas `quorum` replication waits for; 0 is the majority.
+    """
 
     workspace: str
     name: str
@@ -34,6 +37,7 @@ class Found(Change, frozen=True, array_like=True, tag="found"):
     uid: int
     gid: int
     time_ns: int
+    write_quorum: int = 0
 
 
 LEASE_TTL_MS = 10_000
@@ -43,7 +47,8 @@ LEASE_TTL_MS = 10_000
 class OpenSession(Change, frozen=True, array_like=True, tag="open"):
     """Registers a session; `apply` gives it the next number. `token` is random, and tells sessions apart before that.
 
-    `ttl_ms`: when its heartbeat has not changed for so long, others may fence it.
+    `ttl_ms`: when its heartbeat has not changed for so long, others may fence it. `upkeep`: it can do the workspace's chores;
+    they fall to the lowest number among the open sessions that can.
     """
 
     token: bytes
@@ -52,6 +57,7 @@ class OpenSession(Change, frozen=True, array_like=True, tag="open"):
     label: str
     time_ns: int
     ttl_ms: int = LEASE_TTL_MS
+    upkeep: bool = True
 
 
 class CloseSession(Change, frozen=True, array_like=True, tag="close"):
@@ -248,6 +254,18 @@ class Write(Change, frozen=True, array_like=True, tag="write"):
     time_ns: int
 
 
+class Fold(Change, frozen=True, array_like=True, tag="fold"):
+    """Puts chunks where a file has the same bytes inline; to whoever reads the file nothing has changed.
+
+    A run counts where the file is at `version` and has an inline extent of exactly the run's bytes, as the chunk's hash tells.
+    Otherwise nothing comes of it. Aborts: Corrupt (a segment that is not known).
+    """
+
+    ino: Ino
+    version: int
+    runs: list[ChunkRun]
+
+
 class SetAttr(Change, frozen=True, array_like=True, tag="setattr"):
     """chmod, chown, utimens: None leaves an attribute as it is. `mode` holds permission bits only. Aborts: Stale."""
 
@@ -279,18 +297,55 @@ class RemoveXattr(Change, frozen=True, array_like=True, tag="removexattr"):
 
 
 class AddSegment(Change, frozen=True, array_like=True, tag="segment"):
-    """Makes a segment known: its name (a hash), its size in bytes and the replicas that hold it already."""
+    """Makes a segment known: its name (a hash), its size in bytes and the replicas that hold it already.
+
+    Replicas that are no members any more are ignored. `time_ns`, which counts where the segment was not known before, tells how
+    far a replica that lacks it has fallen behind; 0: nobody knows. Aborts: Unavailable (none of several is a member still).
+    """
 
     name: bytes
     size: int
     replicas: list[ReplicaId]
+    time_ns: int = 0
 
 
 class Placed(Change, frozen=True, array_like=True, tag="placed"):
-    """A replica holds a segment now that it lacked when `AddSegment` was sent."""
+    """A replica holds a segment now that it lacked when `AddSegment` was sent. Ignored where either is not known."""
 
     name: bytes
     replica: ReplicaId
+
+
+class Misplaced(Change, frozen=True, array_like=True, tag="misplaced"):
+    """A replica turned out not to hold a segment, or not to hold it whole. Ignored where State did not say that it does."""
+
+    name: bytes
+    replica: ReplicaId
+
+
+REPLICA_MAX = 255
+"""The highest number that a replica can have; a number is never given again."""
+
+
+class AddReplica(Change, frozen=True, array_like=True, tag="addreplica"):
+    """Makes a replica a member, which lacks every segment.
+
+    Aborts: Exists (the number was ever used, or a member has the URL), Invalid (a number outside 1 to REPLICA_MAX).
+    """
+
+    replica: ReplicaId
+    url: str
+
+
+class RemoveReplica(Change, frozen=True, array_like=True, tag="removereplica"):
+    """A replica is no member any more; what it holds does not count.
+
+    Aborts: NotFound, Invalid (the last one, or one of as few as a write needs; without `force` also the only one that holds a
+    segment which files need).
+    """
+
+    replica: ReplicaId
+    force: bool = False
 
 
 AnyChange = (
@@ -311,9 +366,13 @@ AnyChange = (
     | Drop
     | Truncate
     | Write
+    | Fold
     | SetAttr
     | SetXattr
     | RemoveXattr
     | AddSegment
     | Placed
+    | Misplaced
+    | AddReplica
+    | RemoveReplica
 )

@@ -15,6 +15,9 @@ SEGMENT_MAX = 8 << 20
 INLINE_MAX = 32 << 10
 """Raw bytes of a file's body that travel inside an entry, at most."""
 
+FOLD_MIN = 256
+"""Bytes of an inline extent from which on it is worth a chunk of a segment: State's row about one is about as large."""
+
 DIGEST_SIZE = 32
 
 

@@ -13,7 +13,10 @@ FENCED: Final = 2
 
 
 class Session(msgspec.Struct, frozen=True):
-    """One row of State's `sessions`. `seen` is the highest transaction number that `apply` has met of it, committed or not."""
+    """One row of State's `sessions`. `seen` is the highest transaction number that `apply` has met of it, committed or not.
+
+    `upkeep`: it can do the workspace's chores.
+    """
 
     session: SessionId
     token: bytes
@@ -24,6 +27,7 @@ class Session(msgspec.Struct, frozen=True):
     seen: TxnNumber
     standing: int
     ttl_ms: int = LEASE_TTL_MS
+    upkeep: bool = True
 
     @property
     def writer(self) -> str:

@@ -11,11 +11,18 @@ from agentfs.model.entry import Entry, Transaction
 from agentfs.model.errors import AgentfsError, Fenced
 from agentfs.model.ids import NO_SESSION, Position, SessionId
 from agentfs.model.session import OPEN
-from agentfs.state import attribute_rules, content_rules, lease_rules, name_rules, session_rules
+from agentfs.state import attribute_rules, content_rules, lease_rules, name_rules, replica_rules, session_rules
 from agentfs.state.step import Rules, Step
 from agentfs.state.tables import Tables
 
-RULES: Rules = session_rules.RULES | lease_rules.RULES | name_rules.RULES | content_rules.RULES | attribute_rules.RULES
+RULES: Rules = (
+    session_rules.RULES
+    | lease_rules.RULES
+    | name_rules.RULES
+    | content_rules.RULES
+    | replica_rules.RULES
+    | attribute_rules.RULES
+)
 """The rule for each kind of change."""
 
 Outcome = AgentfsError | None

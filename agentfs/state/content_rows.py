@@ -1,20 +1,20 @@
-"""State's rows about files' content: extents, versions, and the segments that hold it."""
+"""State's rows about files' content: extents and versions."""
 
 from typing import Any
 
 import msgspec
 
 from agentfs.model.extents import Chunk, Extent
-from agentfs.model.ids import Ino, ReplicaId, SegmentId
+from agentfs.model.ids import Ino
 from agentfs.model.inode import FileVersion
-from agentfs.state.rows import Rows
+from agentfs.state.placement_rows import PlacementRows
 
 _EXTENT_COLUMNS = 'ino, "offset", length, segment, start, stored, raw, digest, skip, data'
 _NO_CHUNK = Chunk(0, 0, 0, b"")
 
 
-class ContentRows(Rows):
-    """The row verbs for what files hold and where it is."""
+class ContentRows(PlacementRows):
+    """The row verbs for what files hold."""
 
     # ---- extents
 
@@ -31,22 +31,39 @@ class ContentRows(Rows):
 
     def put_extent(self, extent: Extent) -> None:
         """Add an extent where the file has none."""
-        self._undo.append((self._erase_extent, (extent.ino, extent.offset)))
+        self._undo.append((self._erase_extent, (extent,)))
         self._insert_extent(extent)
 
     def remove_extent(self, extent: Extent) -> None:
         """Remove an extent that is there."""
         self._undo.append((self._insert_extent, (extent,)))
-        self._erase_extent(extent.ino, extent.offset)
+        self._erase_extent(extent)
+
+    def fold_extent(self, inline: Extent, folded: Extent) -> None:
+        """Replace an extent that is there by one of the same bytes: no kernel has to hear of it."""
+        self._undo.append((self._swap_extent, (folded, inline)))
+        self._swap_extent(inline, folded)
+
+    def _swap_extent(self, old: Extent, new: Extent) -> None:
+        self._erase_extent(old)
+        self._insert_extent(new)
 
     def _insert_extent(self, extent: Extent) -> None:
         chunk = extent.chunk or _NO_CHUNK
         row = (extent.ino, extent.offset, extent.length, extent.segment)
         row_chunk = (chunk.start, chunk.stored, chunk.raw, chunk.digest, extent.skip, extent.data)
         self.db.execute(f"INSERT INTO extents ({_EXTENT_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)", row + row_chunk)
+        self._account(extent, 1)
 
-    def _erase_extent(self, ino: Ino, offset: int) -> None:
-        self.db.execute('DELETE FROM extents WHERE ino = ? AND "offset" = ?', (ino, offset))
+    def _erase_extent(self, extent: Extent) -> None:
+        self.db.execute('DELETE FROM extents WHERE ino = ? AND "offset" = ?', (extent.ino, extent.offset))
+        self._account(extent, -1)
+
+    def _account(self, extent: Extent, by: int) -> None:
+        if extent.segment:
+            self._use(extent.segment, by)
+        else:
+            self.counters["inline"] += by * extent.length
 
     # ---- versions
 
@@ -70,30 +87,6 @@ class ContentRows(Rows):
 
     def _erase_version(self, ino: Ino, version: int) -> None:
         self.db.execute("DELETE FROM versions WHERE ino = ? AND version = ?", (ino, version))
-
-    # ---- segments
-
-    def segment_id(self, name: bytes) -> SegmentId | None:
-        """The number of a segment that is known by its name, or None."""
-        row = self.db.execute("SELECT segment FROM segments WHERE name = ?", (name,)).fetchone()
-        return row[0] if row else None
-
-    def segment_name(self, segment: SegmentId) -> bytes:
-        """The name of a segment that an extent points to."""
-        return bytes(self.db.execute("SELECT name FROM segments WHERE segment = ?", (segment,)).fetchone()[0])
-
-    def put_segment(self, name: bytes, size: int) -> SegmentId:
-        """Make a segment known."""
-        segment = SegmentId(self.count("segment", 1))
-        self._undo.append((self.db.execute, ("DELETE FROM segments WHERE segment = ?", (segment,))))
-        self.db.execute("INSERT INTO segments VALUES (?, ?, ?)", (segment, name, size))
-        return segment
-
-    def place(self, segment: SegmentId, replica: ReplicaId) -> None:
-        """Record that a replica holds a segment."""
-        inserted = self.db.execute("INSERT OR IGNORE INTO placed VALUES (?, ?)", (segment, replica)).rowcount
-        if inserted:
-            self._undo.append((self.db.execute, ("DELETE FROM placed WHERE segment = ? AND replica = ?", (segment, replica))))
 
 
 def _extent(row: tuple[Any, ...]) -> Extent:

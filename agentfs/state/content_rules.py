@@ -1,8 +1,8 @@
-"""The rules for content: truncate(2), write(2), and which segments hold it."""
+"""The rules for content: truncate(2), write(2), and moving inline bytes into segments."""
 
-from agentfs.model.changes import AddSegment, InlineRun, Placed, Truncate, Write
+from agentfs.model.changes import ChunkRun, Fold, InlineRun, Truncate, Write
 from agentfs.model.errors import Corrupt, Invalid, TooLarge
-from agentfs.model.extents import INLINE_MAX, Extent
+from agentfs.model.extents import INLINE_MAX, Extent, digest_of
 from agentfs.model.ids import Ino, SegmentId
 from agentfs.model.inode import FILE_SIZE_MAX, Inode
 from agentfs.state.step import Rules, Step
@@ -40,10 +40,7 @@ def _write(step: Step, change: Write) -> None:
         if isinstance(run, InlineRun):
             _put_inline(step, change.ino, start, run.data)
         else:
-            segment = step.tables.segment_id(run.segment)
-            if segment is None:
-                raise Corrupt(f"segment {run.segment.hex()} is not known")
-            step.tables.put_extent(Extent(change.ino, start, run.length, b"", segment, run.chunk, 0))
+            step.tables.put_extent(Extent(change.ino, start, run.length, b"", _segment(step, run), run.chunk, 0))
         allocated += run.length
         size = max(size, end)
     step.update(inode, size=size, allocated=allocated, **_written(inode, change.time_ns))
@@ -77,23 +74,35 @@ def cut(step: Step, ino: Ino, start: int, end: int) -> int:
     return freed
 
 
-def _add_segment(step: Step, change: AddSegment) -> None:
-    segment = step.tables.segment_id(change.name)
+def _fold(step: Step, change: Fold) -> None:
+    inode = step.tables.inode(change.ino)
+    for run in change.runs:
+        segment = _segment(step, run)
+        extent = _inline_at(step, change.ino, run) if inode is not None and inode.version == change.version else None
+        if extent is not None:
+            step.tables.fold_extent(extent, Extent(change.ino, run.offset, run.length, b"", segment, run.chunk, 0))
+
+
+def _inline_at(step: Step, ino: Ino, run: ChunkRun) -> Extent | None:
+    """The inline extent that holds exactly the bytes of `run`.
+
+    The version tells nearly always; but one that was foreseen when the change was sent may be another session's by now.
+    """
+    found = step.tables.extents(ino, run.offset, run.offset + 1)
+    if not found or found[0].segment or (found[0].offset, found[0].length) != (run.offset, run.length):
+        return None
+    return found[0] if digest_of(found[0].data) == run.chunk.digest else None
+
+
+def _segment(step: Step, run: ChunkRun) -> SegmentId:
+    segment = step.tables.segment_id(run.segment)
     if segment is None:
-        segment = step.tables.put_segment(change.name, change.size)
-    for replica in change.replicas:
-        step.tables.place(segment, replica)
-
-
-def _placed(step: Step, change: Placed) -> None:
-    segment = step.tables.segment_id(change.name)
-    if segment is not None:
-        step.tables.place(segment, change.replica)
+        raise Corrupt(f"segment {run.segment.hex()} is not known")
+    return segment
 
 
 RULES: Rules = {
     Truncate: _truncate,
     Write: _write,
-    AddSegment: _add_segment,
-    Placed: _placed,
+    Fold: _fold,
 }

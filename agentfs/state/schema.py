@@ -1,10 +1,11 @@
 """State's SQLite schema, column by column (docs/format.md explains it in prose)."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Grows with every change of the tables or of what `apply` writes; a State file of another version is rebuilt."""
 
 TABLES = """
--- Single numbers: position (the last entry applied), cookie, session, segment (the last one given out), inodes, bytes (totals).
+-- Single numbers: position (the last entry applied), cookie, session, segment (the last one given out), inodes, bytes, inline
+-- (totals; inline: bytes of inline extents).
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 
 -- The workspace's identity and settings: the first change of the journal, encoded as there.
@@ -56,6 +57,7 @@ CREATE TABLE extents (
     data BLOB NOT NULL
 );
 CREATE UNIQUE INDEX runs ON extents (ino, "offset");
+CREATE INDEX foldable ON extents (ino, "offset") WHERE segment = 0 AND length >= 256;  -- model.extents.FOLD_MIN
 
 CREATE TABLE xattrs (
     ino INTEGER NOT NULL,
@@ -85,7 +87,8 @@ CREATE TABLE sessions (
     opened_ns INTEGER NOT NULL,
     seen INTEGER NOT NULL,
     standing INTEGER NOT NULL,
-    ttl_ms INTEGER NOT NULL      -- how long its heartbeat may stand still before others may fence it
+    ttl_ms INTEGER NOT NULL,     -- how long its heartbeat may stand still before others may fence it
+    upkeep INTEGER NOT NULL      -- 1: it can do the workspace's chores
 );
 
 -- Leases on locks: for each inode and space (0 flock, 1 fcntl) with any, a model.lease.Leases as MessagePack.
@@ -94,10 +97,28 @@ CREATE TABLE leases (ino INTEGER NOT NULL, space INTEGER NOT NULL, body BLOB NOT
 -- Inodes without a name that a session still has open.
 CREATE TABLE orphans (ino INTEGER PRIMARY KEY, session INTEGER NOT NULL);
 
-CREATE TABLE segments (segment INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, size INTEGER NOT NULL);
+CREATE TABLE segments (
+    segment INTEGER PRIMARY KEY,
+    name BLOB NOT NULL UNIQUE,
+    size INTEGER NOT NULL,
+    time_ns INTEGER NOT NULL,    -- when whoever made it known said that it was; 0: unknown
+    uses INTEGER NOT NULL        -- how many extents are in it
+);
 
--- Which replicas are known to hold a segment.
+-- Every replica there ever was; the columns are the fields of model.replica.Replica, in order.
+CREATE TABLE replicas (replica INTEGER PRIMARY KEY, url TEXT NOT NULL, standing INTEGER NOT NULL);
+
+-- Which members are known to hold a segment.
 CREATE TABLE placed (segment INTEGER NOT NULL, replica INTEGER NOT NULL, PRIMARY KEY (segment, replica)) WITHOUT ROWID;
+
+-- What each member has to be given: the segments in use that `placed` does not say it holds. It follows from the other tables.
+-- It is kept beside them because it is asked for every second, is mostly empty, and had to be looked for in all segments.
+CREATE TABLE lacking (
+    replica INTEGER NOT NULL,
+    segment INTEGER NOT NULL,
+    size INTEGER NOT NULL,       -- the segment's bytes
+    PRIMARY KEY (replica, segment)
+) WITHOUT ROWID;
 """
 
 CONTENT = {
@@ -112,6 +133,8 @@ CONTENT = {
     "leases": "ino, space",
     "orphans": "ino",
     "segments": "segment",
+    "replicas": "replica",
     "placed": "segment, replica",
+    "lacking": "replica, segment",
 }
 """Every table with the order of its rows, as the checksum reads them."""

@@ -8,6 +8,7 @@ from agentfs.model.changes import CloseSession, Fence, Found, OpenSession
 from agentfs.model.errors import Busy, Exists, Invalid, NotFound
 from agentfs.model.ids import NO_SESSION, ROOT_INO, SessionId, TxnNumber
 from agentfs.model.inode import Inode
+from agentfs.model.replica import Replica
 from agentfs.model.session import CLOSED, FENCED, OPEN, Session
 from agentfs.state.lease_rules import end_leases
 from agentfs.state.name_rules import erase
@@ -18,6 +19,8 @@ def _found(step: Step, change: Found) -> None:
     if step.tables.found is not None:
         raise Exists("the workspace has its first entry already")
     step.tables.put_found(change)
+    for spec in change.replicas:
+        step.tables.put_replica(Replica(spec.replica, spec.url))
     step.tables.put_inode(
         Inode(
             ino=ROOT_INO,
@@ -49,7 +52,7 @@ def _open_session(step: Step, change: OpenSession) -> None:
         raise Invalid("a session must be allowed to be silent for a while")
     number = SessionId(step.tables.count("session", 1))
     opened = (change.token, change.host, change.pid, change.label, change.time_ns)
-    step.tables.put_session(Session(number, *opened, TxnNumber(0), OPEN, change.ttl_ms))
+    step.tables.put_session(Session(number, *opened, TxnNumber(0), OPEN, change.ttl_ms, change.upkeep))
 
 
 def _close_session(step: Step, change: CloseSession) -> None:

@@ -8,9 +8,11 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from cachetools import LRUCache
+from msgspec.structs import replace
 
 from agentfs.model.changes import Found
 from agentfs.model.errors import Invalid
@@ -43,7 +45,7 @@ class Tables(ContentRows):
         self._inodes_behind: dict[Ino, Inode | None] = {}
         self._names: LRUCache[tuple[Ino, bytes], Dentry | None] = LRUCache(_NAMES_CACHED)
         self._sessions_behind: set[SessionId] = set()
-        self.sessions: dict[SessionId, Session] = {row[0]: Session(*row) for row in db.execute("SELECT * FROM sessions")}
+        self.sessions: dict[SessionId, Session] = {row[0]: _session(row) for row in db.execute("SELECT * FROM sessions")}
         self._open_sessions = {number for number, session in self.sessions.items() if session.standing == OPEN}
         self.orphans: dict[Ino, SessionId] = dict(db.execute("SELECT ino, session FROM orphans"))
         self.leases: dict[LeaseKey, Leases] = {(row[0], row[1]): _leases(row[2]) for row in db.execute("SELECT * FROM leases")}
@@ -174,6 +176,10 @@ class Tables(ContentRows):
         """Whether any other session is open. A hot path."""
         return bool(self._open_sessions - {session})
 
+    def keeper(self) -> SessionId | None:
+        """Who does the workspace's chores: the open session with the lowest number of those that can."""
+        return min((number for number in self._open_sessions if self.sessions[number].upkeep), default=None)
+
     def _set_session(self, number: SessionId, session: Session | None) -> None:
         self._sessions_behind.add(number)
         self._open_sessions.discard(number)
@@ -248,7 +254,7 @@ class Tables(ContentRows):
                 self.db.execute("DELETE FROM sessions WHERE session = ?", (number,))
             else:
                 row = msgspec.structs.astuple(session)
-                self.db.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+                self.db.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         self._sessions_behind.clear()
 
     def _flush_leases(self) -> None:
@@ -288,6 +294,10 @@ def has_room(directory: Path, wanted: int) -> bool:
     """Whether a disk has `wanted` bytes free, or on a small disk a sixteenth of it."""
     disk = os.statvfs(directory)
     return disk.f_bavail * disk.f_frsize >= min(wanted, disk.f_blocks * disk.f_frsize // 16)
+
+
+def _session(row: tuple[Any, ...]) -> Session:
+    return replace(Session(*row), upkeep=bool(row[-1]))
 
 
 def _leases(body: bytes) -> Leases:

@@ -29,7 +29,7 @@ _INODES: Final[dict[str, Callable[..., Ino]]] = {
     "_set_xattr": lambda ino, name, old: ino,
 }
 _CONTENTS: Final[dict[str, Callable[..., Ino]]] = {
-    "_erase_extent": lambda ino, offset: ino,
+    "_erase_extent": lambda extent: extent.ino,
     "_insert_extent": lambda extent: extent.ino,
     # Each transaction that changes content or size adds a version, whatever it did to the extents.
     "_erase_version": lambda ino, version: ino,

@@ -4,7 +4,7 @@ It works on the entries up to the tail that it finds at its start, and changes n
 """
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from agentfs.journal.contract import Journal, Record
 from agentfs.model.codec import decode_entry
 from agentfs.model.errors import Corrupt, Stale
 from agentfs.model.ids import Position, ReplicaId
+from agentfs.model.replica import Replica
 from agentfs.runtime import Runtime
 from agentfs.state.apply import apply_entry
 from agentfs.state.checksum import checksum
@@ -27,6 +28,9 @@ from agentfs.workspace.saved_states import SavedState, differs, is_ahead, read_s
 
 Stage = Callable[[str, Literal["bytes", "items"]], AbstractContextManager[Report]]
 """Opens a stage of the work under its name, in the unit that its progress is reported in."""
+
+OpenStores = Callable[[Mapping[ReplicaId, Replica]], Awaitable[Mapping[ReplicaId, ChunkStore]]]
+"""Opens the stores of the members that State turned out to have, as far as they can be opened and are theirs, to be closed."""
 
 _READ_BYTES: Final = 4 << 20
 
@@ -49,7 +53,7 @@ async def check_workspace(
     *,
     workspace: str,
     journal: Journal,
-    replicas: Mapping[ReplicaId, ChunkStore],
+    open_stores: OpenStores,
     cache_dir: Path,
     runtime: Runtime,
     stage: Stage,
@@ -76,7 +80,12 @@ async def check_workspace(
         findings += await runtime.in_thread(check_rules, tables)
         with stage("segments", "bytes") as report:
             complete = tables.position == tail
-            findings += await check_chunks(tables, found, replicas, complete=complete, runtime=runtime, report=report)
+            stores = await open_stores(tables.members)
+            try:
+                findings += await check_chunks(tables, found, stores, complete=complete, runtime=runtime, report=report)
+            finally:
+                for store in stores.values():
+                    await store.aclose()
         return Checked(findings, tables.position, len(saved))
     finally:
         tables.close()

@@ -6,13 +6,14 @@ from typing import Final, NamedTuple
 import trio
 
 from agentfs.chunks.contract import ChunkStore
-from agentfs.chunks.segment import decode_chunk, parse_segment, segment_key, segment_name
-from agentfs.model.changes import Found, ReplicaSpec
-from agentfs.model.errors import AgentfsError, Corrupt, NotFound
-from agentfs.model.extents import Chunk, digest_of
+from agentfs.chunks.segment import segment_key, segment_name
+from agentfs.model.changes import Found
+from agentfs.model.errors import AgentfsError, NotFound
+from agentfs.model.extents import Chunk
 from agentfs.model.ids import Ino, ReplicaId, SegmentId
 from agentfs.runtime import Runtime
 from agentfs.state.tables import Tables
+from agentfs.workspace.damage import damage
 from agentfs.workspace.findings import FINDINGS_MAX, Finding, Kind, names_of
 from agentfs.workspace.paths import printable
 
@@ -41,8 +42,8 @@ async def check_chunks(
     tables.flush()
     tables.db.execute("CREATE INDEX IF NOT EXISTS extents_by_segment ON extents (segment, start)")
     check = _ChunkCheck(tables, found, stores, runtime, report)
-    for spec in found.replicas:
-        await check.look_through(spec, complete=complete)
+    for replica in tables.members:
+        await check.look_through(replica, complete=complete)
     await check.read_all()
     check.count_laggards()
     return check.findings()
@@ -59,7 +60,7 @@ class _ChunkCheck:
         self._stores = stores
         self._runtime = runtime
         self._report = report
-        self._titles = {spec.replica: f"replica {spec.replica} at {spec.url}" for spec in found.replicas}
+        self._titles = {number: f"replica {number} at {replica.url}" for number, replica in tables.members.items()}
         self._answering: set[ReplicaId] = set()
         self._slots = trio.CapacityLimiter(COPIES_MAX)
         self._listed: list[Finding] = []
@@ -78,14 +79,12 @@ class _ChunkCheck:
 
     # ---- each replica as a whole
 
-    async def look_through(self, spec: ReplicaSpec, *, complete: bool) -> None:
+    async def look_through(self, replica: ReplicaId, *, complete: bool) -> None:
         """List what a replica holds: whether it answers, and what no entry knows."""
-        title = self._titles[spec.replica]
-        store = self._stores.get(spec.replica)
+        title = self._titles[replica]
+        store = self._stores.get(replica)
         if store is None:
-            self._listed.append(
-                Finding("replica", f"{title}: cannot be checked, workspace.toml does not name it or it is not ours")
-            )
+            self._listed.append(Finding("replica", f"{title}: cannot be checked, it cannot be opened or is not ours"))
             return
         count = size = 0
         try:
@@ -94,11 +93,11 @@ class _ChunkCheck:
                 if known is None:
                     count, size = count + 1, size + info.size
                 elif info.size > known:
-                    self._fault("damaged", spec.replica, f"{info.key} has {info.size} bytes instead of {known}")
+                    self._fault("damaged", replica, f"{info.key} has {info.size} bytes instead of {known}")
         except AgentfsError as error:
             self._listed.append(Finding("replica", f"{title}: cannot be listed: {error}"))
             return
-        self._answering.add(spec.replica)
+        self._answering.add(replica)
         if count and complete:
             what = f"{count} objects of {size} bytes" if count > 1 else f"an object of {size} bytes"
             why = f"that no entry up to position {self._tables.position} names: left by a crash, or being written now"
@@ -155,26 +154,27 @@ class _ChunkCheck:
             except AgentfsError as error:
                 copies.append(_Copy(replica, False, "damaged", f"cannot be read: {error}: {self._users(segment)}"))
             else:
-                reason, wrong = await self._runtime.in_thread(_damage, body, name, used)
+                reason, wrong = await self._runtime.in_thread(damage, body, name, used)
                 message = f"is damaged: {reason}: {self._harm(segment, wrong)}"
                 copies.append(_Copy(replica, not wrong, "damaged" if reason else None, message))
         self._done_bytes += size
         self._report(self._done_bytes, self._total_bytes)
 
     def _count_votes(self, segment: SegmentId, name: bytes, placed: set[ReplicaId]) -> None:
-        """Whether State says that enough replicas hold a segment."""
-        total = len(self._found.replicas)
-        needed = {"sync": total, "quorum": total // 2 + 1}.get(self._found.replication, 1)
+        """Whether State says that as many replicas hold a segment as had to when it was put; `count_laggards` sees to sync."""
+        total = len(self._titles)
+        majority = min(self._found.write_quorum or total // 2 + 1, total)
+        needed = {"sync": 0, "quorum": majority}.get(self._found.replication, 1)
         if len(placed) < needed:
-            lacking = ", ".join(str(spec.replica) for spec in self._found.replicas if spec.replica not in placed)
+            lacking = ", ".join(str(replica) for replica in self._titles if replica not in placed)
             rule = f"{self._found.replication} replication needs {needed} of {total}"
             message = f"{segment_key(name)} is not known to be in replica {lacking}, and {rule}: {self._users(segment)}"
             self._fault("missing", _ANYWHERE, message)
 
     def count_laggards(self) -> None:
-        """Say how much each replica has to catch up on where replication lets it."""
-        if self._found.replication == "sync":
-            return
+        """Say how much each replica has to catch up on. With sync replication that is a fault, also where it just came."""
+        is_fault = self._found.replication == "sync"
+        why = "and sync replication needs all: a mount gives them to it" if is_fault else "which the next mount gives it"
         query = (
             "SELECT count(*), coalesce(sum(size), 0) FROM segments s WHERE segment IN (SELECT segment FROM extents)"
             " AND NOT EXISTS (SELECT 1 FROM placed WHERE segment = s.segment AND replica = ?)"
@@ -182,8 +182,8 @@ class _ChunkCheck:
         for replica, title in self._titles.items():
             count, size = self._tables.db.execute(query, (replica,)).fetchone()
             if count:
-                why = f"which {self._found.replication} replication permits"
-                self._listed.append(Finding("missing", f"{title}: lacks {count} segments of {size} bytes, {why}", "note"))
+                message = f"{title}: lacks {count} segments of {size} bytes, {why}"
+                self._listed.append(Finding("missing", message, "fault" if is_fault else "note"))
 
     # ---- what is said
 
@@ -213,25 +213,3 @@ class _Copy(NamedTuple):
     readable: bool
     kind: Kind | None
     message: str
-
-
-def _damage(body: bytes, name: bytes, used: list[Chunk]) -> tuple[str, list[Chunk]]:
-    """What is wrong with a segment, "" if nothing, and the chunks in use that are wrong. Slow: it decodes all of them."""
-    wrong = [chunk for chunk in used if not _is_right(body, chunk)]
-    if digest_of(body) != name:
-        return "its bytes are not those it is named by", wrong
-    try:
-        listed = set(parse_segment(body))
-    except Corrupt as error:
-        return str(error), wrong
-    if wrong or not listed.issuperset(used):
-        return "it does not hold the chunks that State says", wrong
-    return "", wrong
-
-
-def _is_right(body: bytes, chunk: Chunk) -> bool:
-    try:
-        decode_chunk(memoryview(body)[chunk.start : chunk.start + chunk.stored], chunk)
-    except Corrupt:
-        return False
-    return True

@@ -4,6 +4,7 @@ from typing import Any, Final, NamedTuple
 
 from agentfs.model.extents import SEGMENT_MAX
 from agentfs.model.ids import ROOT_INO, Ino
+from agentfs.model.replica import MEMBER
 from agentfs.model.session import OPEN
 from agentfs.state.tables import Tables
 from agentfs.workspace.findings import FINDINGS_MAX, Finding
@@ -20,6 +21,7 @@ class _Rule(NamedTuple):
 
 _IS_DIR: Final = "mode & 61440 = 16384"
 _IS_FILE: Final = "mode & 61440 = 32768"
+_MEMBERS: Final = f"SELECT replica FROM replicas WHERE standing = {MEMBER}"
 
 _NAMES: Final = [
     _Rule(
@@ -137,6 +139,11 @@ _TOTALS: Final = [
         " WHERE name = 'bytes' AND value != actual",
     ),
     _Rule(
+        "{2} bytes are inline, the counter says {1}",
+        "SELECT 0, value, (SELECT coalesce(sum(length), 0) FROM extents WHERE segment = 0) AS actual FROM counters"
+        " WHERE name = 'inline' AND value != actual",
+    ),
+    _Rule(
         "the counter {1} is at {2}, and {3} was given out already",
         "SELECT 0, name, value, used FROM (SELECT name, value, CASE name WHEN 'cookie' THEN (SELECT max(cookie) FROM dentries)"
         " WHEN 'session' THEN (SELECT max(session) FROM sessions) WHEN 'segment' THEN (SELECT max(segment) FROM segments)"
@@ -149,6 +156,28 @@ _TOTALS: Final = [
     _Rule(
         "replica {1} is said to hold segment number {2}, which is not known",
         "SELECT 0, replica, segment FROM placed WHERE segment NOT IN (SELECT segment FROM segments)",
+    ),
+    _Rule(
+        "replica {1} is said to hold segment number {2}, and is no member",
+        f"SELECT 0, replica, segment FROM placed WHERE replica NOT IN ({_MEMBERS})",
+    ),
+    _Rule(
+        "segment number {1} is said to be in use {2} times, it is {3} times",
+        "SELECT 0, s.segment, uses, coalesce(e.total, 0) FROM segments s LEFT JOIN"
+        " (SELECT segment, count(*) AS total FROM extents GROUP BY segment) e ON e.segment = s.segment"
+        " WHERE uses != coalesce(e.total, 0)",
+    ),
+    _Rule(
+        "replica {1} lacks segment number {2} of {3} bytes, and is not said to",
+        f"SELECT 0, r.replica, s.segment, s.size FROM ({_MEMBERS}) r JOIN segments s ON s.uses > 0 WHERE NOT EXISTS"
+        " (SELECT 1 FROM placed WHERE segment = s.segment AND replica = r.replica) AND NOT EXISTS"
+        " (SELECT 1 FROM lacking WHERE segment = s.segment AND replica = r.replica AND size = s.size)",
+    ),
+    _Rule(
+        "replica {1} is said to lack segment number {2}, and does not",
+        "SELECT 0, replica, segment FROM lacking l WHERE EXISTS"
+        " (SELECT 1 FROM placed WHERE segment = l.segment AND replica = l.replica)"
+        f" OR replica NOT IN ({_MEMBERS}) OR segment NOT IN (SELECT segment FROM segments WHERE uses > 0)",
     ),
 ]
 

@@ -31,12 +31,17 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a session says of its mount. `ttl_seconds`: how long it may be silent before others declare it dead."""
+    """What a session says of its mount.
+
+    `ttl_seconds`: how long it may be silent before others declare it dead. `upkeep`: it can do the workspace's chores, for
+    which it must be able to write to the replicas.
+    """
 
     host: str
     pid: int
     label: str = ""
     ttl_seconds: float = 10.0
+    upkeep: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +79,8 @@ async def _register(
     *before: AnyChange,
 ) -> Registration:
     token = runtime.random_bytes(16)
-    opened = OpenSession(
-        token, identity.host, identity.pid, identity.label, runtime.now_ns(), round(identity.ttl_seconds * 1000)
-    )
+    ttl_ms = round(identity.ttl_seconds * 1000)
+    opened = OpenSession(token, identity.host, identity.pid, identity.label, runtime.now_ns(), ttl_ms, identity.upkeep)
     payload = encode_entry(Entry(NO_SESSION, runtime.now_ns(), [Transaction(TxnNumber(1), [*before, opened])]))
     sent = runtime.boottime()
     # The token makes a second registration of the same session harmless, should the first answer have been lost.

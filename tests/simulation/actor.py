@@ -3,20 +3,20 @@
 import os
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Final
 
 import trio
 
-from agentfs.chunks.cached import Cached
-from agentfs.chunks.contract import ChunkStore
-from agentfs.chunks.replicated import open_replicated
 from agentfs.journal.contract import Journal
 from agentfs.model.errors import AgentfsError, Fenced
-from agentfs.model.ids import ROOT_INO, Ino, ReplicaId, SessionId
+from agentfs.model.ids import ROOT_INO, Ino, SessionId
+from agentfs.model.replica import Replica
 from agentfs.state.checksum import checksum
+from agentfs.workspace.settings import Settings
+from agentfs.workspace.storage import Opened
 from agentfs.workspace.workspace import Workspace, open_workspace
 from tests.simulation.arena import Arena
 from tests.simulation.evidence import Counter, Evidence
@@ -46,7 +46,6 @@ class Actor:
         gathering: Gathering,
         *,
         steps: int,
-        replication: str,
     ) -> None:
         self.number = number
         self.workspace: Workspace | None = None
@@ -55,7 +54,6 @@ class Actor:
         self._home = directory
         self._gathering = gathering
         self._steps = steps
-        self._replication = replication
         self._random = Random(f"{evidence.seed}-{number}")
         self._runtime = VirtualRuntime(Random(f"{evidence.seed}-{number}-runtime"), skew_ns=number * 10**12)
         self._life = trio.CancelScope()
@@ -107,34 +105,39 @@ class Actor:
             self._caches += self._life.cancelled_caught and self._random.random() < 0.25
         self._weather.calm()
         self._life = trio.CancelScope()
-        async with self._mounted() as workspace:
+        async with AsyncExitStack() as mounted:
+            workspace = await self._mount_at_last(mounted)
             await be_quiet(workspace, self.number, self._evidence, self._gathering, self._random)
             assert await workspace.drain() == []
+
+    async def _mount_at_last(self, mounted: AsyncExitStack) -> Workspace:
+        """Mount, when the replicas let it: what was left here has to go to them first."""
+        while True:
+            try:
+                return await mounted.enter_async_context(self._mounted())
+            except* AgentfsError:
+                await trio.sleep(1)
 
     @asynccontextmanager
     async def _mounted(self) -> AsyncIterator[Workspace]:
         journal = FaultyJournal(self._journal, self._weather)
-        stores: dict[ReplicaId, ChunkStore] = {
-            replica: FaultyStore(store, self._weather) for replica, store in self._evidence.stores.items()
-        }
-        async with (
-            open_replicated(stores, replication=self._replication, runtime=self._runtime) as replicas,
-            open_workspace(
-                journal=journal,
-                chunks=Cached(replicas, max_bytes=1 << 20),
-                replicas=replicas,
-                cache_dir=self._home / str(self._caches),
-                runtime=self._runtime,
-                host=f"host{self.number}",
-                pid=1,
-            ) as workspace,
-        ):
+        async with open_workspace(
+            journal=journal,
+            open_store=self._open_store,
+            cache_dir=self._home / str(self._caches),
+            settings=Settings(host=f"host{self.number}", pid=1),
+            runtime=self._runtime,
+        ) as workspace:
             self._lives += 1
             self.workspace = workspace
             self._locker = Locker(self.number, self._evidence, workspace, self._random)
             self._arena = Arena(self.number, self._evidence, workspace, self._random)
             yield workspace
             self.workspace = None
+
+    def _open_store(self, replica: Replica) -> Opened:
+        far = FaultyStore(self._evidence.stores[replica.replica], self._evidence.cables[replica.replica])
+        return Opened(FaultyStore(far, self._weather))
 
     async def _work(self, workspace: Workspace) -> None:
         async with trio.open_nursery() as nursery:
@@ -214,7 +217,7 @@ class Actor:
 
     async def _append_record(self, workspace: Workspace) -> None:
         records = self._evidence.records
-        record = b"%d-%d-%s" % (self.number, len(records), b"x" * self._random.randint(0, 30))
+        record = b"%d-%d-%s" % (self.number, len(records), b"x" * self._random.choice((0, 30, 300)))
         records[record] = False
         await self._written(workspace, self._evidence.ledger, record + b"\n", flags=os.O_APPEND)
         records[record] = True
@@ -313,7 +316,7 @@ class Actor:
 
     async def _write(self, workspace: Workspace) -> None:
         inode = workspace.names.look_up(self._directory(workspace), self._name())
-        data = self._random.randbytes(self._random.choice((1, 20, 300, 40_000)))
+        data = self._random.randbytes(self._random.choice((1, 20, 300, 300, 5000, 40_000)))
         flags = self._random.choice((0, 0, os.O_APPEND, os.O_TRUNC))
         files = workspace.files
         handle = await files.open(inode.ino, os.O_WRONLY | flags)

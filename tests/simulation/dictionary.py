@@ -6,16 +6,19 @@ from dataclasses import dataclass, field, replace
 
 from agentfs.model.changes import (
     Acquire,
+    AddReplica,
     AddSegment,
     AnyChange,
     CloseSession,
     Deny,
     Drop,
     Fence,
+    Fold,
     Found,
     InlineRun,
     Link,
     Make,
+    Misplaced,
     OpenSession,
     Placed,
     Release,
@@ -139,7 +142,10 @@ class Dictionary:
                 if xattrs.pop(name, None) is None:
                     raise Refused
                 self._set(ino, xattrs=xattrs)
-            case AddSegment() | Placed() | Renew() | Acquire() | Withdraw() | Release() | Deny():
+            case AddSegment() | Placed() | Misplaced() | Fold() | AddReplica():
+                # Where bytes are makes no difference to what they are.
+                pass
+            case Renew() | Acquire() | Withdraw() | Release() | Deny():
                 # Leases have an invariant of their own, and do not show in the tree.
                 pass
 

@@ -6,16 +6,20 @@ from random import Random
 from typing import Final
 
 from agentfs.model.changes import (
+    AddReplica,
     AddSegment,
     AnyChange,
     ChunkRun,
     Drop,
+    Fold,
     Found,
     InlineRun,
     Link,
     Make,
+    Misplaced,
     OpenSession,
     Placed,
+    RemoveReplica,
     RemoveXattr,
     Rename,
     ReplicaSpec,
@@ -30,6 +34,7 @@ from agentfs.model.entry import Entry, Transaction
 from agentfs.model.extents import Chunk, digest_of
 from agentfs.model.ids import NO_SESSION, ROOT_INO, Ino, Position, ReplicaId, SessionId, TxnNumber, first_ino
 from agentfs.state.apply import Outcome, apply_entry
+from agentfs.state.queries import missing
 from agentfs.state.tables import Tables
 
 FILE: Final = stat.S_IFREG | 0o644
@@ -67,6 +72,11 @@ def send(tables: Tables, session: int, *changes: AnyChange) -> Outcome:
     return outcome
 
 
+def lacks_anything(tables: Tables) -> bool:
+    """Whether any member has to be given a segment."""
+    return any(missing(tables, replica).segments for replica in tables.members)
+
+
 def make(ino: int, name: bytes, *, parent: int = ROOT_INO, mode: int = FILE, target: bytes = b"", time_ns: int = 10) -> Make:
     """A `Make` with the fields that most tests do not care for filled in."""
     return Make(Ino(parent), name, Ino(ino), mode, 0, 0, 0, target, time_ns)
@@ -85,6 +95,7 @@ class Made:
         self.others: list[Ino] = []
         self.places: dict[tuple[Ino, bytes], Ino] = {}
         self.segments: list[bytes] = []
+        self.inline: list[tuple[Ino, int, bytes]] = []
 
     def forget_gone(self, tables: Tables) -> None:
         """Most of what is chosen from now on is there in this State."""
@@ -112,6 +123,7 @@ class Generator:
         kinds: list[Callable[[], Sequence[AnyChange]]] = [self._make] * 6 + [self._write] * 5 + [self._chunks] * 3
         kinds += [self._truncate, self._truncate, self._link, self._unlink, self._unlink, self._rmdir, self._rename]
         kinds += [self._rename, self._drop, self._set_attr, self._set_xattr, self._set_xattr, self._remove_xattr, self._placed]
+        kinds += [self._placed, self._misplaced, self._fold, self._fold, self._add_replica, self._remove_replica]
         self._time_ns += 10
         return self._random.choice(kinds)()
 
@@ -143,19 +155,43 @@ class Generator:
 
     def _write(self) -> Sequence[AnyChange]:
         data = self._random.randbytes(self._random.randint(1, 40))
-        offset = self._random.randint(0, 60)
-        return [text(self._ino(), offset, data, append=self._random.random() < 0.4, time_ns=self._time_ns)]
+        ino, offset = self._ino(), self._random.randint(0, 60)
+        self._made.inline.append((ino, offset, data))
+        return [text(ino, offset, data, append=self._random.random() < 0.4, time_ns=self._time_ns)]
 
     def _chunks(self) -> Sequence[AnyChange]:
         raw = self._random.randbytes(16)
         name, chunk = digest_of(raw), Chunk(8, 16, 30, raw * 2)
         self._made.segments.append(name)
         run = ChunkRun(self._random.randint(0, 60), name, chunk)
-        return [AddSegment(name, 100, [ReplicaId(1)]), Write(self._ino(), [run], False, self._time_ns)]
+        return [AddSegment(name, 100, [ReplicaId(1)], self._time_ns), Write(self._ino(), [run], False, self._time_ns)]
+
+    def _fold(self) -> Sequence[AnyChange]:
+        if not self._made.inline:
+            return []
+        ino, offset, data = self._random.choice(self._made.inline[-4:])
+        name, chunk = digest_of(b"folded" + data), Chunk(8, 16, len(data), digest_of(data))
+        self._made.segments.append(name)
+        fold = Fold(ino, self._random.randint(1, 4), [ChunkRun(offset, name, chunk)])
+        return [AddSegment(name, 100, [ReplicaId(1), self._replica()]), fold]
+
+    def _replica(self) -> ReplicaId:
+        return ReplicaId(self._random.randint(1, 4))
 
     def _placed(self) -> Sequence[AnyChange]:
         name = self._random.choice([b"unknown", *self._made.segments])
-        return [Placed(name, ReplicaId(self._random.randint(1, 3)))]
+        return [Placed(name, self._replica())]
+
+    def _misplaced(self) -> Sequence[AnyChange]:
+        name = self._random.choice([b"unknown", *self._made.segments])
+        return [Misplaced(name, self._replica())]
+
+    def _add_replica(self) -> Sequence[AnyChange]:
+        number = ReplicaId(self._random.randint(1, 9))
+        return [AddReplica(number, f"memory:{number}")]
+
+    def _remove_replica(self) -> Sequence[AnyChange]:
+        return [RemoveReplica(ReplicaId(self._random.randint(2, 9)), self._random.random() < 0.5)]
 
     def _truncate(self) -> Sequence[AnyChange]:
         return [Truncate(self._ino(), self._random.randint(0, 100), self._time_ns)]

@@ -12,6 +12,7 @@ from agentfs.model.entry import Entry
 from agentfs.model.extents import Chunk
 from agentfs.model.ids import ROOT_INO, Ino, Position, ReplicaId, SessionId
 from agentfs.model.lease import Run, conflicts
+from tests.simulation.faults import Cable
 from tests.simulation.freezer import Freezer
 from tests.simulation.witness import Witness
 
@@ -55,7 +56,7 @@ class Asked:
 
 @dataclass
 class Evidence:
-    """The replicas, what was in them when each entry was appended, and what the actors were told.
+    """The replicas and what connects them, what was in them when each entry was appended, and what the actors were told.
 
     `records` were appended to the ledger: True once a close or an fsync said that they are safe. `made` and `removed` are names
     that one actor alone uses, as it was told. `states` are checksums of mounts at the positions they had reached,
@@ -70,6 +71,7 @@ class Evidence:
     seed: int
     needed: int
     stores: dict[ReplicaId, MemoryStore] = field(default_factory=dict)
+    cables: defaultdict[ReplicaId, Cable] = field(default_factory=lambda: defaultdict(Cable))
     payloads: list[bytes] = field(default_factory=list)
     short: list[str] = field(default_factory=list)
     misread: list[str] = field(default_factory=list)

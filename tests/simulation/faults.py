@@ -156,6 +156,15 @@ async def _end(fault: Fault) -> None:
         raise fault.lost
 
 
+async def asked(faults: Faults, verb: str, ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask, with what befalls that."""
+    fault = faults.next(verb)
+    await _begin(fault)
+    answer = await ask()
+    await _end(fault)
+    return answer
+
+
 class FaultyJournal:
     """A journal with faults on what it is asked."""
 
@@ -197,41 +206,32 @@ class FaultyJournal:
         await self._journal.aclose()
 
     async def _asked(self, verb: str, ask: Callable[[], Awaitable[T]]) -> T:
-        fault = self._faults.next(verb)
-        await _begin(fault)
-        answer = await ask()
-        await _end(fault)
-        return answer
+        return await asked(self._faults, verb, ask)
 
 
 class FaultyStore:
-    """A chunk store with faults on puts and gets."""
+    """A chunk store with faults on what it is asked."""
 
     def __init__(self, store: ChunkStore, faults: Faults) -> None:
         self._store = store
         self._faults = faults
 
     async def put(self, key: str, body: bytes) -> None:
-        fault = self._faults.next("put")
-        await _begin(fault)
-        await self._store.put(key, body)
-        await _end(fault)
+        await asked(self._faults, "put", lambda: self._store.put(key, body))
 
     async def get(self, key: str, start: int = 0, length: int | None = None, *, check: Check | None = None) -> bytes:
-        fault = self._faults.next("get")
-        await _begin(fault)
-        body = await self._store.get(key, start, length, check=check)
-        await _end(fault)
-        return body
+        return await asked(self._faults, "get", lambda: self._store.get(key, start, length, check=check))
 
     async def size(self, key: str) -> int:
-        return await self._store.size(key)
-
-    def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        return self._store.list(prefix)
+        return await asked(self._faults, "size", lambda: self._store.size(key))
 
     async def delete(self, key: str) -> None:
-        await self._store.delete(key)
+        await asked(self._faults, "delete", lambda: self._store.delete(key))
+
+    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        await asked(self._faults, "list", trio.lowlevel.checkpoint)
+        async for info in self._store.list(prefix):
+            yield info
 
     async def capacity(self) -> Capacity | None:
         return await self._store.capacity()

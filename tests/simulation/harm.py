@@ -1,19 +1,23 @@
-"""Harm that comes to whole machines: wrong verdicts, freezes, and copies of a session."""
+"""Harm: machines that are judged wrongly, frozen or copied, and replicas that go, come back or are new."""
 
 from collections.abc import Awaitable, Callable
 from random import Random
 
 import trio
 
+from agentfs.chunks.memory import MemoryStore
 from agentfs.journal.contract import Journal
 from agentfs.journal.memory import MemoryLog
-from agentfs.model.changes import Fence
+from agentfs.model.changes import AddReplica, Fence
 from agentfs.model.codec import encode_entry
 from agentfs.model.entry import Entry, Transaction
-from agentfs.model.ids import NO_SESSION, TxnNumber
+from agentfs.model.ids import NO_SESSION, ReplicaId, TxnNumber
 from tests.simulation.actor import Actor
 from tests.simulation.clones import run_copy
 from tests.simulation.evidence import Evidence
+
+REPLICAS_MORE = 2
+"""Replicas that are added in one simulation."""
 
 
 class Harm:
@@ -28,7 +32,8 @@ class Harm:
 
     def tasks(self) -> list[Callable[[], Awaitable[None]]]:
         """Some of what can happen, to be run until all is to be quiet."""
-        return [task for task in (self._fence_some, self._freeze_some, self._copy_some) if self._random.random() < 0.5]
+        every = (self._fence_some, self._freeze_some, self._copy_some, self._cut_some, self._add_some)
+        return [task for task in every if self._random.random() < 0.5]
 
     async def _fence_some(self) -> None:
         """Somebody takes live sessions for dead ones."""
@@ -51,6 +56,26 @@ class Harm:
                 await trio.sleep(self._random.choice((1.0, 8.0, 11.0, 40.0)))
             finally:
                 freezer.thaw(machine)
+
+    async def _cut_some(self) -> None:
+        """Replicas answer nobody for a while."""
+        while True:
+            await trio.sleep(self._random.expovariate(1 / 20))
+            cable = self._evidence.cables[self._random.choice(list(self._evidence.stores))]
+            cable.cut, cable.patience_seconds = True, self._random.choice((0.1, 25.0))
+            try:
+                await trio.sleep(self._random.choice((1.0, 10.0, 60.0)))
+            finally:
+                cable.cut = False
+
+    async def _add_some(self) -> None:
+        """Empty replicas become members."""
+        for _ in range(REPLICAS_MORE):
+            await trio.sleep(self._random.expovariate(1 / 20))
+            number = ReplicaId(len(self._evidence.stores) + 1)
+            self._evidence.stores[number] = MemoryStore()
+            added = Entry(NO_SESSION, 1, [Transaction(TxnNumber(1), [AddReplica(number, f"memory:{number}")])])
+            await self._journal.append(encode_entry(added))
 
     async def _copy_some(self) -> None:
         """Snapshots of machines are started beside them."""

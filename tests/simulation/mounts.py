@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from agentfs.chunks.cached import Cached
 from agentfs.chunks.memory import MemoryStore
-from agentfs.chunks.replicated import open_replicated
 from agentfs.journal.memory import MemoryJournal, MemoryLog
 from agentfs.model.changes import Fence
 from agentfs.model.codec import decode_entry, encode_entry
 from agentfs.model.entry import Entry, Transaction
-from agentfs.model.ids import NO_SESSION, Ino, Position, ReplicaId, SessionId, TxnNumber
+from agentfs.model.ids import NO_SESSION, Ino, Position, SessionId, TxnNumber
 from agentfs.model.lease import FLOCK, WHOLE, Leases, Run
 from agentfs.state.apply import apply_entry
 from agentfs.state.tables import Tables, open_tables
 from agentfs.workspace.line import Waiter
 from agentfs.workspace.lock_table import Lock
 from agentfs.workspace.session import close_session
+from agentfs.workspace.settings import Settings
+from agentfs.workspace.storage import Opened
 from agentfs.workspace.workspace import Workspace, open_workspace
 from tests.simulation.entries import founding, make, opening
 from tests.simulation.faults import Cable, FaultyJournal
@@ -131,17 +131,11 @@ async def open_mount(shared: Shared, cache: Path, number: int = 1, *, ttl_second
     cable = Cable()
     journal = FaultyJournal(MemoryJournal(shared.log), cable)
     runtime = VirtualRuntime(Random(number), skew_ns=number * 10**12)
-    async with (
-        open_replicated({ReplicaId(1): shared.store}, replication="sync", runtime=runtime) as replicas,
-        open_workspace(
-            journal=journal,
-            chunks=Cached(replicas, max_bytes=1 << 20),
-            replicas=replicas,
-            cache_dir=cache / str(number),
-            runtime=runtime,
-            host=f"host{number}",
-            pid=number,
-            lease_ttl_seconds=ttl_seconds,
-        ) as workspace,
-    ):
+    async with open_workspace(
+        journal=journal,
+        open_store=lambda replica: Opened(shared.store),
+        cache_dir=cache / str(number),
+        settings=Settings(host=f"host{number}", pid=number, lease_ttl_seconds=ttl_seconds),
+        runtime=runtime,
+    ) as workspace:
         yield Mount(workspace, cable, journal)

@@ -8,6 +8,7 @@ from random import Random
 
 import trio
 
+from agentfs.chunks.cached import open_cached
 from agentfs.chunks.contract import ChunkStore
 from agentfs.chunks.memory import MemoryStore
 from agentfs.chunks.replicated import Replicated, open_replicated
@@ -20,6 +21,7 @@ from agentfs.runtime import Runtime
 from agentfs.state.apply import apply_entry
 from agentfs.state.tables import Tables, open_tables
 from agentfs.workspace.committer import Committer
+from agentfs.workspace.packer import open_packer
 from agentfs.workspace.reader import Reader
 from agentfs.workspace.staging import Staging
 from agentfs.workspace.writeback import Writeback
@@ -116,11 +118,17 @@ async def open_parts(
     committer = Committer(journal, tables, SessionId(session), runtime)
     committer.on_submit, committer.on_withdraw = staging.log_submitted, staging.log_withdrawn
     tables.before_erase = staging.discard
-    async with open_replicated(stores, replication=replication, runtime=runtime) as replicas, trio.open_nursery() as nursery:
+    async with (
+        open_replicated(stores, replication=replication, runtime=runtime) as replicas,
+        open_cached(replicas, max_bytes=1 << 20) as chunks,
+        open_packer(replicas, replicas, committer, runtime) as packer,
+        trio.open_nursery() as nursery,
+    ):
         if run:
             nursery.start_soon(committer.run)
-        writeback = Writeback(staging, committer, replicas, runtime)
-        yield Parts(tables, committer, staging, writeback, Reader(tables, staging, replicas), replicas, runtime)
+        writeback = Writeback(staging, committer, packer, runtime)
+        reader = Reader(tables, staging, chunks, runtime, nursery)
+        yield Parts(tables, committer, staging, writeback, reader, replicas, runtime)
         nursery.cancel_scope.cancel()
     staging.close()
     tables.close()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
+from unittest.mock import patch
 
 import structlog
 import trio
@@ -14,6 +15,7 @@ from agentfs.journal.memory import MemoryJournal, MemoryLog
 from agentfs.model.codec import encode_entry
 from agentfs.model.entry import Entry, Transaction
 from agentfs.model.ids import Ino, Position, ReplicaId, SessionId, TxnNumber, first_ino
+from agentfs.workspace import folding, upkeep
 from tests.simulation.actor import Actor
 from tests.simulation.entries import DIRECTORY, founding, make, opening
 from tests.simulation.evidence import Evidence
@@ -63,7 +65,13 @@ def simulate(seed: int, *, sessions: int = 3, steps: int = 60) -> Outcome:
     random = Random(seed)
     replication = random.choice(("sync", "quorum", "async"))
     evidence = Evidence(seed, {"sync": REPLICAS, "quorum": REPLICAS // 2 + 1, "async": 1}[replication])
-    with tempfile.TemporaryDirectory(prefix="agentfs-simulation-") as directory, structlog.testing.capture_logs():
+    with (
+        tempfile.TemporaryDirectory(prefix="agentfs-simulation-") as directory,
+        structlog.testing.capture_logs(),
+        # A simulation has too few small files, and too little time, for them to be folded otherwise.
+        patch.multiple(folding, INLINE_ALLOWED=1, WORTHWHILE_BYTES=1),
+        patch.multiple(upkeep, INTERVAL_SECONDS=2.0),
+    ):
         main = partial(_main, evidence, Path(directory), random, sessions, steps, replication)
         run_in_virtual_time(main, seed=seed)
     return Outcome(
@@ -93,10 +101,7 @@ async def _main(evidence: Evidence, directory: Path, random: Random, sessions: i
     for entry in beginning:
         await journal.append(encode_entry(entry))
     gathering = Gathering(sessions)
-    actors = [
-        Actor(number, evidence, journal, directory / str(number), gathering, steps=steps, replication=replication)
-        for number in range(sessions)
-    ]
+    actors = [Actor(number, evidence, journal, directory / str(number), gathering, steps=steps) for number in range(sessions)]
     evidence.witness.on_verdict = partial(_check_verdict, evidence, actors)
     trio.lowlevel.add_instrument(evidence.freezer)
     async with trio.open_nursery() as running:

@@ -2,14 +2,18 @@
 
 import trio
 
-from agentfs.model.changes import Acquire, InlineRun, Make, OpenSession, Unlink, Write
+from agentfs.chunks.memory import MemoryStore
+from agentfs.chunks.segment import segment_key
+from agentfs.model.changes import Acquire, AddSegment, ChunkRun, InlineRun, Make, OpenSession, Unlink, Write
+from agentfs.model.codec import encode_entry
 from agentfs.model.entry import Entry, Transaction
-from agentfs.model.ids import NO_SESSION, Ino, SessionId, TxnNumber, first_ino
+from agentfs.model.extents import Chunk
+from agentfs.model.ids import NO_SESSION, Ino, ReplicaId, SessionId, TxnNumber, first_ino
 from agentfs.model.lease import EXCLUSIVE, FLOCK, WHOLE, Run
-from tests.simulation.entries import DIRECTORY, founding, make
+from tests.simulation.entries import DIRECTORY, founding, make, opening
 from tests.simulation.evidence import Asked, Belief, Evidence
 from tests.simulation.freezer import MACHINE, Freezer
-from tests.simulation.invariants import counters, leases, realtime
+from tests.simulation.invariants import counters, leases, placement, realtime
 from tests.simulation.invariants.tree import content
 from tests.simulation.locker import number_bytes
 from tests.simulation.virtual_time import in_virtual_time
@@ -161,3 +165,29 @@ async def test_a_frozen_machine_stands_still_and_goes_on() -> None:
         # The sleep that it was in ended while it was frozen: the next one began when it was let go on.
         assert ticks == {1: 20, 2: 29}
         nursery.cancel_scope.cancel()
+
+
+# ---- placement
+
+
+def placed(*, known: bool = True, there: bool = True) -> Evidence:
+    """A file's segment, and whether State says that the one replica holds it, and whether it does."""
+    evidence = watched()
+    evidence.stores[ReplicaId(1)] = MemoryStore()
+    name, chunk = b"s" * 32, Chunk(4, 9, 7, b"d" * 32)
+    if there:
+        evidence.stores[ReplicaId(1)]._objects[segment_key(name)] = b"body"
+    added = AddSegment(name, 90, [ReplicaId(1)] if known else [])
+    write = Write(FILE, [ChunkRun(0, name, chunk)], False, 1)
+    for entry in (founding(1), opening(b"A"), Entry(A, 1, [Transaction(TxnNumber(1), [make(FILE, b"x"), added, write])])):
+        evidence.payloads.append(encode_entry(entry))
+    return evidence
+
+
+def test_a_segment_that_is_in_every_member_is_right() -> None:
+    assert placement.check(placed()) == []
+
+
+def test_a_segment_that_a_member_lacks_in_the_end_is_seen() -> None:
+    assert len(placement.check(placed(known=False))) == 1
+    assert len(placement.check(placed(there=False))) == 1

@@ -444,6 +444,20 @@ def history(seed: int, length: int) -> list[Entry]:
     return entries
 
 
+def assert_true_to_themselves(tables: Tables) -> None:
+    """What is kept beside the rows that it follows from is what follows from them."""
+    db = tables.db
+    uses = dict(db.execute("SELECT segment, count(*) FROM extents WHERE segment GROUP BY segment"))
+    assert dict(db.execute("SELECT segment, uses FROM segments WHERE uses != 0")) == uses
+    held = set(db.execute("SELECT segment, replica FROM placed"))
+    assert {replica for _, replica in held} <= tables.members.keys()
+    sizes = dict(db.execute("SELECT segment, size FROM segments"))
+    lacking = {(n, segment, sizes[segment]) for segment in uses for n in tables.members if (segment, n) not in held}
+    assert set(db.execute("SELECT * FROM lacking")) == lacking
+    (inline,) = db.execute("SELECT coalesce(sum(length), 0) FROM extents WHERE segment = 0").fetchone()
+    assert tables.counters["inline"] == inline
+
+
 def replayed(entries: list[Entry]) -> Tables:
     tables = open_tables(None)
     for entry in entries:
@@ -465,6 +479,7 @@ def test_two_replays_are_the_same(seed: int) -> None:
             one.flush()
     assert checksum(one) == checksum(two), f"seed {seed}"
     assert committed > 60, "the generated transactions must not all abort"
+    assert_true_to_themselves(one)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -476,7 +491,9 @@ def test_taking_back_leaves_nothing(seed: int) -> None:
         mark = tables.mark()
         for transaction in entry.transactions:
             apply_transaction(tables, entry.session, transaction, Position(tables.position + 1))
+        assert_true_to_themselves(tables)
         tables.revert(mark)
+        assert_true_to_themselves(tables)
         assert checksum(tables) == before, f"seed {seed}, position {tables.position + 1}"
         put(tables, entry)
     assert checksum(tables) == checksum(replayed(entries)), f"seed {seed}"

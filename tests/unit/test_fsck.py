@@ -7,7 +7,7 @@ import random
 import shutil
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from agentfs.cli.main import main
 from agentfs.journal.memory import MemoryJournal, MemoryLog
 from agentfs.journal.sqlite import create_sqlite_journal, open_sqlite_journal
 from agentfs.model.changes import (
+    AddReplica,
     AddSegment,
     AnyChange,
     ChunkRun,
@@ -29,6 +30,8 @@ from agentfs.model.changes import (
     Link,
     Make,
     OpenSession,
+    Placed,
+    RemoveReplica,
     ReplicaSpec,
     SetXattr,
     Unlink,
@@ -38,6 +41,7 @@ from agentfs.model.codec import encode_entry
 from agentfs.model.entry import Entry, Transaction
 from agentfs.model.errors import Invalid
 from agentfs.model.ids import NO_SESSION, ROOT_INO, Ino, Position, ReplicaId, SessionId, TxnNumber
+from agentfs.model.replica import Replica
 from agentfs.runtime import SystemRuntime
 from agentfs.state.tables import Tables, open_tables
 from agentfs.workspace.findings import Finding
@@ -47,7 +51,7 @@ from agentfs.workspace.replay import replay
 
 WORKSPACE = "6f3d0a4e-8f3c-4f0e-9d5b-0a3f0a4e8f3c"
 ME = SessionId(1)
-ONE, TWO = ReplicaId(1), ReplicaId(2)
+ONE, TWO, THREE = ReplicaId(1), ReplicaId(2), ReplicaId(3)
 DIR, FILE, SMALL, SUB, ORPHAN = Ino(100), Ino(101), Ino(102), Ino(103), Ino(104)
 NAMES = {DIR: b"d", FILE: b"victim", SMALL: b"small", SUB: b"sub", ORPHAN: b"gone"}
 
@@ -112,7 +116,10 @@ class World:
         return (await self.checked(**others)).findings
 
     async def checked(self, **others: object) -> Checked:
-        arguments = {"workspace": WORKSPACE, "journal": self.journal, "replicas": self.stores, **others}
+        async def open_stores(members: Mapping[ReplicaId, Replica]) -> dict[ReplicaId, MemoryStore]:
+            return {number: self.stores[number] for number in members if number in self.stores}
+
+        arguments = {"workspace": WORKSPACE, "journal": self.journal, "open_stores": open_stores, **others}
         return await check_workspace(cache_dir=self.cache, runtime=SystemRuntime(), stage=silent, **arguments)  # type: ignore[arg-type]
 
     async def state(self, path: Path | None, until: int | None = None) -> Tables:
@@ -310,6 +317,12 @@ BROKEN = [
     ("UPDATE counters SET value = 1 WHERE name = 'cookie'", "the counter cookie is at 1"),
     ("UPDATE segments SET size = 0", "is said to have 0 bytes"),
     ("INSERT INTO placed VALUES (9, 1)", "replica 1 is said to hold segment number 9"),
+    ("INSERT INTO placed VALUES (1, 9)", "replica 9 is said to hold segment number 1, and is no member"),
+    ("UPDATE segments SET uses = 1", "segment number 1 is said to be in use 1 times, it is 2 times"),
+    ("DELETE FROM placed WHERE replica = 2", "replica 2 lacks segment number 1"),
+    ("INSERT INTO lacking VALUES (2, 1, 1)", "replica 2 is said to lack segment number 1"),
+    ("UPDATE replicas SET standing = 1 WHERE replica = 2", "replica 2 is said to hold segment number 1, and is no member"),
+    ("UPDATE counters SET value = 1 WHERE name = 'inline'", "17 bytes are inline, the counter says 1"),
 ]
 
 
@@ -403,7 +416,24 @@ async def test_a_right_segment_without_the_chunk_that_state_says(world: World) -
 
 async def test_sync_needs_every_replica(tmp_path: Path) -> None:
     world = await World(tmp_path, placed=(TWO,)).fill()
-    only(await world.check(), "missing", world.key, "replica 1", "sync replication needs 2 of 2", "d/victim")
+    only(await world.check(), "missing", "replica 1", "lacks 1 segments", "sync replication needs all")
+
+
+async def test_a_replica_that_came_is_checked_and_said_to_lack_what_it_lacks(world: World) -> None:
+    world.stores[THREE] = MemoryStore()
+    await world.send(AddReplica(THREE, "file:///r3"))
+    only(await world.check(), "missing", "replica 3 at file:///r3", "lacks 1 segments", "sync replication needs all")
+    await world.stores[THREE].put(world.key, world.segment.body)
+    await world.send(Placed(world.segment.name, THREE))
+    assert await world.check() == []
+    await put_anew(world.stores[THREE], world.key, flipped(world.segment.body, 50))
+    assert_named((await world.check())[0], "replica 3", world.key, "damaged")
+
+
+async def test_a_replica_that_was_removed_is_not_looked_at(world: World) -> None:
+    await world.stores[TWO].delete(world.key)
+    await world.send(RemoveReplica(TWO))
+    assert await world.check() == []
 
 
 async def test_async_lets_a_replica_lag(tmp_path: Path) -> None:

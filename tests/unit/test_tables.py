@@ -9,13 +9,16 @@ from random import Random
 import pytest
 
 from agentfs.journal.memory import MemoryJournal, MemoryLog
-from agentfs.model.changes import Truncate
+from agentfs.model.changes import AddReplica, AddSegment, ChunkRun, OpenSession, Placed, RemoveReplica, Truncate, Write
 from agentfs.model.codec import encode_entry
+from agentfs.model.entry import Entry, Transaction
 from agentfs.model.errors import Invalid
-from agentfs.model.extents import Extent
-from agentfs.model.ids import ROOT_INO, Ino, Position, SegmentId, SessionId, first_ino
+from agentfs.model.extents import Chunk, Extent
+from agentfs.model.ids import NO_SESSION, ROOT_INO, Ino, Position, ReplicaId, SegmentId, SessionId, TxnNumber, first_ino
+from agentfs.model.replica import Replica
 from agentfs.model.session import OPEN, Session
 from agentfs.state.checksum import checksum
+from agentfs.state.queries import Missing, missing
 from agentfs.state.schema import CONTENT, SCHEMA_VERSION
 from agentfs.state.tables import Tables, open_tables
 from agentfs.workspace.replay import open_state
@@ -180,6 +183,27 @@ def test_save_close_and_open_again(tmp_path: Path) -> None:
     again.close()
 
 
+def test_replicas_and_what_they_lack_come_back_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    tables = opened(path)
+    three = OpenSession(b"C", "host", 7, "", 2, upkeep=False)
+    put(tables, Entry(NO_SESSION, 2, [Transaction(TxnNumber(1), [three])]))
+    name, chunk = b"s" * 32, Chunk(8, 16, 30, b"d" * 32)
+    send(tables, A, AddSegment(name, 100, [ReplicaId(1)], 7), Write(FILE, [ChunkRun(0, name, chunk)], False, 30))
+    send(tables, A, AddReplica(ReplicaId(3), "memory:3"), Placed(name, ReplicaId(3)), RemoveReplica(ReplicaId(1)))
+    tables.save()
+    replicas, sessions = tables.replicas, tables.sessions
+    tables.close()
+    again = open_tables(path)
+    assert (again.replicas, again.sessions) == (replicas, sessions)
+    assert list(again.members) == [2, 3]
+    assert missing(again, ReplicaId(2)) == Missing(1, 100, 7)
+    assert again.keeper() == A
+    send(again, A, Placed(name, ReplicaId(2)))
+    assert missing(again, ReplicaId(2)) == Missing(0, 0, None)
+    again.close()
+
+
 def test_close_without_save_is_the_last_save(tmp_path: Path) -> None:
     path = tmp_path / "state.sqlite"
     tables = opened(path)
@@ -267,6 +291,12 @@ def test_the_checksum_sees_every_kind_of_row() -> None:
     tables.count("cookie", 1)
     sums.append(checksum(tables))
     tables.put_extent(inline(0, 1))
+    sums.append(checksum(tables))
+    tables.put_replica(Replica(ReplicaId(9), "memory:9"))
+    sums.append(checksum(tables))
+    tables.put_segment(b"s" * 32, 100, 7)
+    sums.append(checksum(tables))
+    tables.place(SegmentId(1), ReplicaId(9))
     sums.append(checksum(tables))
     tables.put_orphan(FILE, A)
     sums.append(checksum(tables))

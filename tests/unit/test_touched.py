@@ -8,7 +8,9 @@ from msgspec.structs import replace
 from agentfs.model.changes import (
     AddSegment,
     AnyChange,
+    ChunkRun,
     Drop,
+    Fold,
     Link,
     RemoveXattr,
     Rename,
@@ -20,6 +22,7 @@ from agentfs.model.changes import (
     Unlink,
 )
 from agentfs.model.entry import Transaction
+from agentfs.model.extents import Chunk, digest_of
 from agentfs.model.ids import ROOT_INO, Ino, Position, SessionId, TxnNumber, first_ino
 from agentfs.model.lease import FLOCK, WHOLE, Grant, Leases
 from agentfs.state.apply import apply_transaction
@@ -28,6 +31,7 @@ from agentfs.state.touched import Touched, touched
 from tests.simulation.entries import DIRECTORY, founding, make, opening, put, send, text
 
 A = SessionId(1)
+SEGMENT = b"t" * 32
 D, F, G, NEW = (Ino(first_ino(A) + number) for number in range(4))
 
 
@@ -39,6 +43,7 @@ def tables() -> Iterator[Tables]:
         put(tables, entry)
     assert send(tables, A, make(D, b"d", mode=DIRECTORY), make(F, b"f"), make(G, b"g", parent=D)) is None
     assert send(tables, A, text(F, 0, b"content"), SetXattr(F, b"user.x", b"1", 0, 5)) is None
+    assert send(tables, A, AddSegment(SEGMENT, 9, [])) is None
     yield tables
     tables.close()
 
@@ -46,6 +51,7 @@ def tables() -> Iterator[Tables]:
 CASES: list[tuple[AnyChange, Touched]] = [
     (Renew(), Touched()),
     (AddSegment(b"s" * 32, 9, []), Touched()),
+    (Fold(F, 1, [ChunkRun(0, SEGMENT, Chunk(4, 8, 7, digest_of(b"content")))]), Touched()),
     (make(NEW, b"n", parent=D), Touched({(D, b"n")}, {D, NEW})),
     (Link(D, b"l", F, 30), Touched({(D, b"l")}, {D, F})),
     (Unlink(ROOT_INO, b"f", F, True, 30), Touched({(ROOT_INO, b"f")}, {ROOT_INO, F})),
@@ -67,7 +73,13 @@ def test_what_a_change_touches(tables: Tables, change: AnyChange, expected: Touc
     transaction = Transaction(TxnNumber(tables.sessions[A].seen + 1), [change])
     assert apply_transaction(tables, A, transaction, Position(tables.position + 1)) is None
     assert touched(tables.cut(mark)) == expected
-    assert bool(expected) == (type(change) not in (Renew, AddSegment))
+    assert bool(expected) == (type(change) not in (Renew, AddSegment, Fold))
+
+
+def test_a_fold_that_took_place_was_one(tables: Tables) -> None:
+    """Or the case above would show nothing."""
+    send(tables, A, Fold(F, 1, [ChunkRun(0, SEGMENT, Chunk(4, 8, 7, digest_of(b"content")))]))
+    assert [bool(extent.segment) for extent in tables.extents(F, 0, 7)] == [True]
 
 
 def remove_dentry(tables: Tables) -> None:
