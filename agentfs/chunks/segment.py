@@ -57,11 +57,11 @@ class Segment(NamedTuple):
 
 
 class SegmentBuilder:
-    """Packs chunks into one segment: `add` until it is `full` or nothing is left to add, then `finish`, once."""
+    """Packs chunks into one segment: `add` what it `has_room` for, then `finish`, once."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = [_HEADER]
-        self._chunks: list[Chunk] = []
+        self._chunks: dict[bytes, Chunk] = {}
         self._end = len(_HEADER)
 
     @property
@@ -69,32 +69,33 @@ class SegmentBuilder:
         """Bytes that the segment will have if it is finished now, at most."""
         return self._end + _INDEX_HEAD_MAX + len(self._chunks) * _CHUNK_INDEX_MAX + _FOOTER_SIZE
 
-    @property
-    def full(self) -> bool:
-        """Whether a further chunk of CHUNK_MAX bytes might not fit."""
-        return not self._fits(1 + CHUNK_MAX)
+    def has_room(self, length: int) -> bool:
+        """Whether a further chunk of so many file bytes fits in any case."""
+        return self._fits(1 + length)
 
     def add(self, raw: bytes | memoryview) -> Chunk:
-        """Put 1 to CHUNK_MAX file bytes behind the others; the answer says where they lie. There must be room: see `full`.
+        """Put 1 to CHUNK_MAX file bytes behind the others; the answer says where they lie. There must be room: see `has_room`.
 
-        It compresses and hashes: milliseconds for a large chunk, so not in the event loop.
+        The same bytes lie there once. It compresses and hashes: milliseconds for a large chunk, so not in the event loop.
         """
         assert 0 < len(raw) <= CHUNK_MAX, "a chunk holds 1 to CHUNK_MAX bytes"
+        digest = digest_of(raw)
+        if digest in self._chunks:
+            return self._chunks[digest]
         stored = encode_chunk(raw)
         assert self._fits(len(stored)), "a chunk was added to a full segment"
-        chunk = Chunk(self._end, len(stored), len(raw), digest_of(raw))
+        chunk = self._chunks[digest] = Chunk(self._end, len(stored), len(raw), digest)
         self._parts.append(stored)
-        self._chunks.append(chunk)
         self._end += len(stored)
         return chunk
 
     def finish(self) -> Segment:
         """The segment. At least one chunk must have been added; the builder is of no use afterwards."""
         assert self._chunks, "a segment holds at least one chunk"
-        index = _encoder.encode(self._chunks)
+        index = _encoder.encode(list(self._chunks.values()))
         body = b"".join((*self._parts, index, len(index).to_bytes(_LENGTH_SIZE, "big"), _TRAILER))
         assert len(body) <= SEGMENT_MAX, "a segment is never longer than SEGMENT_MAX"
-        self._parts, self._chunks = [], []
+        self._parts, self._chunks = [], {}
         name = digest_of(body)
         return Segment(name, segment_key(name), body)
 

@@ -1,23 +1,25 @@
-"""Writeback: staged bytes become chunks, chunks become segments in the replicas, and then a transaction names them."""
+"""Writeback: staged bytes become chunks in segments that the replicas hold, and then a transaction names them."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from functools import partial
 
 import structlog
 import trio
 
-from agentfs.chunks.contract import ChunkStore
-from agentfs.chunks.segment import Segment, SegmentBuilder
-from agentfs.model.changes import AddSegment, AnyChange, ChunkRun, InlineRun, Placed, SetAttr, Truncate, Write
-from agentfs.model.errors import AgentfsError, Fenced, NoSpace, Unavailable
-from agentfs.model.extents import CHUNK_MAX, INLINE_MAX
-from agentfs.model.ids import Ino, ReplicaId
+from agentfs.model.changes import AnyChange, ChunkRun, InlineRun, SetAttr, Truncate, Write
+from agentfs.model.errors import AgentfsError, Fenced, NoSpace, ReadOnly, Unavailable
+from agentfs.model.extents import CHUNK_MAX, INLINE_MAX, SEGMENT_MAX
+from agentfs.model.ids import Ino
 from agentfs.runtime import Runtime
+from agentfs.workspace.backoff import Backoff
 from agentfs.workspace.committer import Committer
+from agentfs.workspace.packer import Packer, Piece
+from agentfs.workspace.placements import Placement
 from agentfs.workspace.staging import DirtyFile, Layer, Staging
+from agentfs.workspace.staging_log import disk_error
 
 AGE_SECONDS = 1.0
 """How long a change may stay staged before it is committed without being asked for."""
@@ -26,63 +28,92 @@ DIRTY_MAX = 64 << 20
 """Bytes staged of one file before a commit begins, and before its writers wait for that commit."""
 
 FILES_MAX = 256
-"""Files with staged changes: each holds a descriptor."""
+"""Files with staged changes before a writer waits until there are fewer: each holds a descriptor."""
 
-PUTS_MAX = 2
-"""Segments of one commit under way to the replicas at once: 16 MiB of memory."""
+CROWD = 192
+"""Files with staged changes, and none of them being committed, before commits begin though nothing is old."""
+
+CROWD_BYTES = SEGMENT_MAX - (SEGMENT_MAX >> 4)
+"""Bytes of many files that fill a segment: so much is committed at once, and what is left waits for more."""
+
+CROWD_SECONDS = 0.02
+"""How long it takes until the crowd is looked at again."""
 
 Run = InlineRun | ChunkRun
 
 _log = structlog.get_logger()
 
 
-class Replicas(ChunkStore, Protocol):
-    """A chunk store over several replicas that says where an object is."""
-
-    on_straggler: Callable[[str, ReplicaId], None] | None
-
-    def placed(self, key: str) -> list[ReplicaId]:
-        """The replicas that hold a key that was put."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A segment that the replicas hold: its name, key and size in bytes."""
-
-    name: bytes
-    key: str
-    size: int
-
-
 @dataclass(frozen=True, slots=True)
 class _Built:
-    """A layer, ready to be named in a transaction."""
+    """A layer, ready to be named in a transaction: its runs, and the segments that they are in."""
 
     runs: list[Run]
-    segments: list[_Sent]
+    segments: list[Placement]
 
 
 class Writeback:
-    """Commits staged files: when asked (fsync, close), when they are old, and when they grow."""
+    """Commits staged files: when asked (fsync, close), when they are old, and when they grow or are many.
 
-    def __init__(self, staging: Staging, committer: Committer, replicas: Replicas, runtime: Runtime) -> None:
+    `read_only_when_unreachable`: writers are told that the filesystem is read-only when the replicas cannot be reached, instead
+    of an input/output error; and as long as they cannot, `refuses_writes`.
+    """
+
+    def __init__(self, staging: Staging, committer: Committer, packer: Packer, runtime: Runtime) -> None:
         self._staging = staging
         self._committer = committer
-        self._replicas = replicas
+        self._packer = packer
         self._runtime = runtime
-        self._placed: dict[bytes, list[ReplicaId]] = {}
-        replicas.on_straggler = self._straggler
+        self._backoff = Backoff(runtime, lambda: packer.reachable)
+        self._crowded = trio.Event()
+        self._ended = trio.Event()
+        self._last_error: AgentfsError | None = None
+        self.read_only_when_unreachable = False
+
+    def refuses_writes(self) -> bool:
+        """Whether nothing more is to be staged now. A hot path."""
+        return self.read_only_when_unreachable and not self._packer.reachable
 
     async def commit(self, ino: Ino) -> None:
         """Commit what is staged of a file, and return once the journal has it. Raises why it could not be.
 
-        After a failure what was staged stays staged, and the next commit sends it again. A file without a name is not
-        committed: nobody could ever ask for it.
+        After a failure what was staged stays staged, and goes out with the next commit, which `run` tries after a while. A file
+        without a name is not committed: nobody could ever ask for it.
         """
         file = self._staging.files.get(ino)
         if file is None:
             return
+        try:
+            await self._commit(file)
+        except AgentfsError as error:
+            self._last_error = error
+            self._backoff.failed(ino, error)
+            raise
+        else:
+            self._last_error = None
+            self._backoff.succeeded(ino)
+        finally:
+            self._ended.set()
+            self._ended = trio.Event()
+
+    async def commit_all(self, inos: Sequence[Ino], report: Callable[[Ino, AgentfsError | None], None]) -> None:
+        """Commit many files together; `report` is told of each when it is done, and why it could not be."""
+        room = trio.CapacityLimiter(FILES_MAX)
+
+        async def commit(ino: Ino) -> None:
+            async with room:
+                try:
+                    await self.commit(ino)
+                except AgentfsError as error:
+                    report(ino, error)
+                else:
+                    report(ino, None)
+
+        async with trio.open_nursery() as nursery:
+            for ino in inos:
+                nursery.start_soon(commit, ino)
+
+    async def _commit(self, file: DirtyFile) -> None:
         async with file.commit_order:
             try:
                 layers = await self._send(file)
@@ -100,11 +131,18 @@ class Writeback:
     async def _send(self, file: DirtyFile) -> list[Layer]:
         """Submit what is staged and not sent; return the layers that the transaction covers, none if there was nothing."""
         await self._committer.registered()
-        inode = self._committer.tables.inode(file.ino)
-        if inode is None or inode.nlink == 0:
+        if not self._has_name(file.ino):
             return []
         await self._forget_landed(file)
-        return await self._submit(file) if self._staging.freeze(file) else []
+        # As long as what failed before fails again, nothing more is frozen: each layer holds a descriptor.
+        built = await self._build_unsent(file, {})
+        if self._staging.is_discarded(file) or not self._staging.freeze(file):
+            return []
+        return await self._submit(file, built)
+
+    def _has_name(self, ino: Ino) -> bool:
+        inode = self._committer.tables.inode(ino)
+        return inode is not None and inode.nlink > 0
 
     async def _forget_landed(self, file: DirtyFile) -> None:
         """What an unreachable journal was asked to take, and gave no answer to, may have arrived: then it is not sent again."""
@@ -118,20 +156,18 @@ class Writeback:
                 self._committer.withdraw(layer.pending)
                 layer.pending = None
 
-    async def _submit(self, file: DirtyFile) -> list[Layer]:
-        """Put the segments of what is frozen and submit the transaction that names them; return the layers it covers."""
-        built: dict[Layer, _Built] = {}
-        # While segments are put, an older commit of the file may fail: then its layers come first again, below the newer ones.
-        while missing := [layer for layer in file.unsent if layer not in built]:
-            for layer in missing:
-                built[layer] = await self._build(layer)
+    async def _submit(self, file: DirtyFile, built: dict[Layer, _Built]) -> list[Layer]:
+        """Put the segments of what is frozen and submit the transaction that names them; return the layers it covers.
+
+        `built` are the layers whose segments are in the replicas already.
+        """
+        built = await self._build_unsent(file, built)
         await self._committer.registered()
         if file.set_aside:
             raise Fenced("the lock under which this was written was lost")
         layers = file.unsent
-        changes: list[AnyChange] = []
-        for layer in layers:
-            changes += [AddSegment(each.name, each.size, self._holders(each)) for each in built[layer].segments]
+        segments = dict.fromkeys(segment for layer in layers for segment in built[layer].segments)
+        changes: list[AnyChange] = [segment.naming() for segment in segments]
         inode = self._committer.tables.inode(file.ino)
         size = inode.size if inode else 0
         for layer in layers:
@@ -154,104 +190,122 @@ class Writeback:
         if not self._committer.pending:
             self._staging.empty_log()
 
-    # ---- chunks and segments
+    async def _build_unsent(self, file: DirtyFile, built: dict[Layer, _Built]) -> dict[Layer, _Built]:
+        """Build what is frozen, not sent and not in `built`, and return all."""
+        # While segments are put, an older commit of the file may fail: then its layers come first again, below the newer ones.
+        while missing := [layer for layer in file.unsent if layer not in built]:
+            for layer in missing:
+                built[layer] = await self._build(layer)
+        return built
 
-    async def _build(self, layer: Layer) -> "_Built":
+    async def _build(self, layer: Layer) -> _Built:
         """Make runs of a layer's bytes: inline ones, or chunks in segments that the replicas hold when this returns."""
         ranges = list(layer.ranges)
         if layer.ranges.total <= INLINE_MAX:
-            return _Built([InlineRun(start, os.pread(layer.fd, end - start, start)) for start, end in ranges], [])
-        built = _Built([], [])
+            return _Built([InlineRun(start, _read(layer.fd, start, end - start)) for start, end in ranges], [])
         spans = [(low, min(low + CHUNK_MAX, end)) for start, end in ranges for low in range(start, end, CHUNK_MAX)]
-        failures: list[AgentfsError] = []
-        slots = trio.CapacityLimiter(PUTS_MAX)
-        async with trio.open_nursery() as nursery:
-            while spans and not failures:
-                # Building waits for a free slot, so that no more than PUTS_MAX segments are in memory.
-                await slots.acquire_on_behalf_of(token := object())
-                segment, runs, spans = await self._runtime.in_thread(_fill, layer.fd, spans)
-                built.runs.extend(runs)
-                built.segments.append(_Sent(segment.name, segment.key, len(segment.body)))
-                nursery.start_soon(self._put, segment, failures, slots, token)
-        if failures:
-            raise _writers_error(failures[0])
-        return built
-
-    async def _put(self, segment: Segment, failures: list[AgentfsError], slots: trio.CapacityLimiter, token: object) -> None:
+        pieces = [Piece(high - low, partial(_read, layer.fd, low, high - low)) for low, high in spans]
         try:
-            await self._replicas.put(segment.key, segment.body)
+            found = await self._packer.place(pieces)
         except AgentfsError as error:
-            failures.append(error)
-        else:
-            self._placed.setdefault(segment.name, []).extend(self._replicas.placed(segment.key))
-        finally:
-            slots.release_on_behalf_of(token)
+            raise self._writers_error(error) from error
+        runs = [ChunkRun(low, at.placement.name, at.chunk) for (low, _), at in zip(spans, found, strict=True)]
+        return _Built([*runs], list(dict.fromkeys(at.placement for at in found)))
 
-    def _holders(self, sent: "_Sent") -> list[ReplicaId]:
-        """The replicas that hold a segment by now, those that finished behind the put among them."""
-        return self._placed.pop(sent.name, [])
-
-    def _straggler(self, key: str, replica: ReplicaId) -> None:
-        name = bytes.fromhex(Path(key).stem)
-        if self._committer.tables.segment_id(name) is None:
-            # The transaction that names the segment is still to come, and will say this too.
-            self._placed.setdefault(name, []).append(replica)
-            return
-        try:
-            self._committer.submit([Placed(name, replica)])
-        except AgentfsError as error:
-            _log.warning("placement_not_recorded", segment=key, replica=replica, reason=str(error))
+    def _writers_error(self, error: AgentfsError) -> AgentfsError:
+        """What a writer is told of a put that failed: a full replica is ENOSPC; its permissions are not the file's."""
+        if isinstance(error, NoSpace):
+            return error
+        if self.read_only_when_unreachable:
+            return ReadOnly(f"the replicas did not take it: {error}")
+        return error if isinstance(error, Unavailable) else Unavailable(f"the replicas did not take it: {error}")
 
     # ---- in the background
 
     async def run(self) -> None:
-        """Commit files whose changes have become old, until cancelled."""
-        while True:
-            await self._runtime.sleep(AGE_SECONDS / 4)
-            await self.commit_older_than(AGE_SECONDS)
-            try:
-                self._staging.compact_log(self._committer.transactions)
-            except AgentfsError as error:
-                _log.warning("staging_log_not_compacted", reason=str(error))
-
-    async def commit_older_than(self, seconds: float) -> None:
-        """Commit every file with changes staged for longer than `seconds`; what fails is logged and stays staged."""
-        limit = self._runtime.boottime() - seconds
-        old = [file.ino for file in self._staging.files.values() if file.since <= limit and not file.commit_order.locked()]
+        """Commit files whose changes have become old, or that are too many, until cancelled."""
         async with trio.open_nursery() as nursery:
-            for ino in old:
-                nursery.start_soon(self._commit_reporting, ino)
+            while True:
+                for file in self._due():
+                    nursery.start_soon(self._commit_behind, file.ino)
+                try:
+                    self._staging.compact_log(self._committer.transactions)
+                except AgentfsError as error:
+                    _log.warning("staging_log_not_compacted", reason=str(error))
+                self._crowded = trio.Event()
+                await self._runtime.sleep(CROWD_SECONDS)
+                with trio.move_on_after(AGE_SECONDS / 4):
+                    await self._crowded.wait()
 
-    async def _commit_reporting(self, ino: Ino) -> None:
-        try:
+    def _due(self) -> list[DirtyFile]:
+        """What is to be committed now, oldest first. What failed lately is left alone.
+
+        With one that is old all others go, so that they share segments and there are few: not as many as times to look.
+        """
+        self._backoff.keep(self._staging.files.__contains__)
+        limit = self._runtime.boottime() - AGE_SECONDS
+        waiting = [file for file in self._staging.files.values() if self._waits(file)]
+        if any(file.since <= limit for file in waiting):
+            return waiting
+        return _whole_segments(waiting) if len(waiting) >= CROWD else []
+
+    def _waits(self, file: DirtyFile) -> bool:
+        """Whether a file has changes that no commit is about, and may be committed."""
+        if file.commit_order.locked() or not (file.active or file.unsent):
+            return False
+        return self._has_name(file.ino) and not self._backoff.holds_back(file.ino)
+
+    async def _commit_behind(self, ino: Ino) -> None:
+        # Why it failed is logged, and nobody is there to be told.
+        with suppress(AgentfsError):
             await self.commit(ino)
-        except AgentfsError as error:
-            _log.warning("writeback_failed", ino=ino, reason=str(error))
 
     async def bound(self, ino: Ino) -> None:
-        """Keep what is staged within DIRTY_MAX bytes a file and FILES_MAX files: a writer waits here while there is more."""
-        if len(self._staging.files) > FILES_MAX:
-            await self.commit_older_than(0.0)
-        file = self._staging.files.get(ino)
+        """Keep what is staged within DIRTY_MAX bytes a file and FILES_MAX files: a writer waits here while there is more.
+
+        Raises why it cannot be made less.
+        """
+        files = self._staging.files
+        if len(files) >= CROWD:
+            self._crowded.set()
+        while self._is_over_full():
+            await self._ended.wait()
+            if self._last_error is not None and self._is_over_full():
+                raise self._last_error
+        file = files.get(ino)
         if file is not None and file.active is not None and file.active.ranges.total >= DIRTY_MAX:
             await self.commit(ino)
 
+    def _is_over_full(self) -> bool:
+        """Whether more than FILES_MAX files wait to be committed; files without a name are never committed."""
+        files = self._staging.files
+        return len(files) > FILES_MAX and sum(map(self._has_name, files)) > FILES_MAX
 
-def _writers_error(error: AgentfsError) -> AgentfsError:
-    """What a writer is told of a put that failed: a full replica is ENOSPC; its permissions are not the file's."""
-    return error if isinstance(error, NoSpace | Unavailable) else Unavailable(f"the replicas did not take it: {error}")
 
-
-def _fill(fd: int, spans: list[tuple[int, int]]) -> tuple[Segment, list[ChunkRun], list[tuple[int, int]]]:
-    """Fill one segment from a staging file; return it, the runs in it, and the spans that did not fit."""
-    builder = SegmentBuilder()
-    placed = []
-    for start, end in spans:
-        if builder.full:
+def _whole_segments(files: list[DirtyFile]) -> list[DirtyFile]:
+    """The first of the files, so many that they fill segments; all of them if they are less than one."""
+    total = sum(map(_unsent_bytes, files))
+    wanted = total - total % CROWD_BYTES if total >= CROWD_BYTES else total
+    chosen = []
+    for file in files:
+        if wanted <= 0:
             break
-        placed.append((start, builder.add(os.pread(fd, end - start, start))))
-    segment = builder.finish()
-    return segment, [ChunkRun(start, segment.name, chunk) for start, chunk in placed], spans[len(placed) :]
+        chosen.append(file)
+        wanted -= _unsent_bytes(file)
+    return chosen
+
+
+def _unsent_bytes(file: DirtyFile) -> int:
+    layers = [*file.unsent, file.active] if file.active else file.unsent
+    return sum(layer.ranges.total for layer in layers)
+
+
+def _read(fd: int, offset: int, length: int) -> bytes:
+    """Staged bytes; any thread may call it. Raises Unavailable when the disk fails."""
+    try:
+        return os.pread(fd, length, offset)
+    except OSError as error:
+        raise disk_error(error) from error
 
 
 def _describe(ino: Ino, layer: Layer, runs: list[Run], size: int, changes: list[AnyChange]) -> int:

@@ -8,6 +8,7 @@ from random import Random
 import pytest
 import trio
 
+from agentfs.chunks.cached import open_cached
 from agentfs.chunks.contract import ChunkStore
 from agentfs.chunks.replicated import open_replicated
 from agentfs.journal.memory import MemoryJournal
@@ -134,7 +135,9 @@ async def body(world: World, cache: Path, ino: Ino) -> bytes:
     tables = replayed(world.log)
     cache.joinpath("elsewhere").mkdir(exist_ok=True)
     staging = Staging(cache / "elsewhere", lambda: 0.0)
-    read = await Reader(tables, staging, world.stores[ReplicaId(1)]).read(ino, 0, 1 << 40)
+    async with open_cached(world.stores[ReplicaId(1)], max_bytes=1 << 20) as chunks, trio.open_nursery() as nursery:
+        read = await Reader(tables, staging, chunks, VirtualRuntime(Random(0)), nursery).read(ino, 0, 1 << 40)
+        nursery.cancel_scope.cancel()
     staging.close()
     tables.close()
     return read
@@ -423,3 +426,23 @@ async def test_a_recovery_of_a_session_that_is_fenced_meanwhile_ends(world: Worl
             await recovered(world, tmp_path, script=script)
     assert await body(world, tmp_path, F) == b"0123456789"
     assert len(list(tmp_path.glob("recovered-*"))) == 1
+
+
+@in_virtual_time
+async def test_a_session_that_is_fenced_when_all_of_it_has_arrived_is_recovered(world: World, tmp_path: Path) -> None:
+    """Only its goodbye comes too late, and nobody needs that any more."""
+    async with killed_at_the_end(world, tmp_path) as parts:
+        parts.write(F, 0, b"staged")
+    script = Script()
+    script.add("append", Fault(), Fault(before=2.0))
+    async with trio.open_nursery() as nursery:
+
+        async def judge() -> None:
+            await trio.sleep(1)
+            world.foreign(2, Fence(A))
+
+        nursery.start_soon(judge)
+        await recovered(world, tmp_path, script=script)
+    assert await body(world, tmp_path, F) == b"staged6789"
+    assert list(tmp_path.glob("recovered-*")) == []
+    assert standing(world) == FENCED

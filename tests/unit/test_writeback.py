@@ -1,23 +1,26 @@
 """Writeback: what a commit sends, when a replica or the journal fails, and when other sessions commit."""
 
+from collections import deque
 from pathlib import Path
 from random import Random
 from typing import ClassVar
 
 import pytest
+import structlog
 import trio
 
-from agentfs.chunks.contract import ChunkStore
-from agentfs.chunks.memory import MemoryStore
+from agentfs.chunks.cached import open_cached
 from agentfs.model.changes import AddSegment, ChunkRun, Fence, InlineRun, Unlink, Write
-from agentfs.model.errors import AgentfsError, NoSpace, TooLarge, Unavailable
+from agentfs.model.errors import AgentfsError, NoSpace, ReadOnly, TooLarge, Unavailable
 from agentfs.model.extents import CHUNK_MAX, INLINE_MAX, SEGMENT_MAX
 from agentfs.model.ids import ROOT_INO, Ino, ReplicaId
 from agentfs.state.checksum import checksum
 from agentfs.workspace.reader import Reader
+from agentfs.workspace.writeback import CROWD, FILES_MAX
 from tests.simulation.entries import make, text
 from tests.simulation.faults import Fault, Script
 from tests.simulation.parts import Parts, World, entries_of, make_world, open_parts, replayed
+from tests.simulation.runtime import VirtualRuntime
 from tests.simulation.virtual_time import in_virtual_time
 
 F, G = Ino(2 << 32), Ino((2 << 32) + 1)
@@ -27,7 +30,16 @@ BIG = Random(0).randbytes(INLINE_MAX + 1)
 @pytest.fixture
 def world() -> World:
     """A workspace with two empty files that session B made."""
-    world = make_world()
+    return two_files(make_world())
+
+
+@pytest.fixture
+def world_of_three() -> World:
+    """The same with three replicas."""
+    return two_files(make_world(3))
+
+
+def two_files(world: World) -> World:
     world.foreign(2, make(F, b"f"), make(G, b"g"))
     return world
 
@@ -35,18 +47,18 @@ def world() -> World:
 async def committed_body(world: World, ino: Ino) -> bytes:
     """A file as a mount on another host would read it: from the journal and the replicas alone."""
     tables = replayed(world.log)
-    store = world.stores[ReplicaId(1)]
-    empty = make_staging_free_reader(tables, store)
-    body = await empty.read(ino, 0, 1 << 40)
+    runtime = VirtualRuntime(Random(0))
+    async with open_cached(world.stores[ReplicaId(1)], max_bytes=1 << 20) as chunks, trio.open_nursery() as nursery:
+        body = await Reader(tables, Nothing(), chunks, runtime, nursery).read(ino, 0, 1 << 40)  # type: ignore[arg-type]
+        nursery.cancel_scope.cancel()
     tables.close()
     return body
 
 
-def make_staging_free_reader(tables: object, store: ChunkStore) -> Reader:
-    class Nothing:
-        files: ClassVar[dict[Ino, object]] = {}
+class Nothing:
+    """Staging with nothing in it."""
 
-    return Reader(tables, Nothing(), store)  # type: ignore[arg-type]
+    files: ClassVar[dict[Ino, object]] = {}
 
 
 async def fail_journal(parts: Parts, world: World, ino: Ino) -> None:
@@ -163,8 +175,8 @@ async def test_what_is_old_is_committed_without_being_asked(world: World, tmp_pa
 async def test_a_replica_that_fails_keeps_it_staged_for_the_next_commit(world: World, tmp_path: Path) -> None:
     async with open_parts(world, tmp_path / "1") as parts:
         parts.write(F, 0, BIG)
-        world.store_scripts[ReplicaId(2)].add("put", Fault(refused=Unavailable("down")))
-        with pytest.raises(Unavailable):
+        world.store_scripts[ReplicaId(2)].add("put", Fault(refused=NoSpace("full")))
+        with pytest.raises(NoSpace):
             await parts.writeback.commit(F)
         assert await committed_body(world, F) == b""
         assert await parts.body(F) == BIG
@@ -270,6 +282,257 @@ async def test_a_file_removed_while_its_commit_is_under_way_is_forgotten_once(wo
         assert (await parts.body(G), await parts.body(Ino(1 << 32))) == (b"one", b"two")
 
 
+# ---- many files
+
+
+@in_virtual_time
+async def test_files_that_are_old_go_together(world: World, tmp_path: Path) -> None:
+    inos = many_files(world, 150)
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        for ino in inos:
+            parts.write(ino, 0, Random(ino).randbytes(INLINE_MAX + 1))
+        nursery.start_soon(parts.writeback.run)
+        await trio.sleep(3)
+        assert parts.staging.files == {}
+        assert await objects_in(world) == 1, "150 files of 32 KiB are 4.7 MiB"
+        assert await committed_body(world, inos[77]) == Random(inos[77]).randbytes(INLINE_MAX + 1)
+        nursery.cancel_scope.cancel()
+
+
+@in_virtual_time
+async def test_a_stream_of_files_fills_its_segments_and_is_bounded(world: World, tmp_path: Path) -> None:
+    inos = many_files(world, 1200)
+    world.store_scripts[ReplicaId(1)].add("put", *[Fault(before=0.05)] * 1200)
+    most = 0
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        nursery.start_soon(parts.writeback.run)
+        for ino in inos:
+            parts.write(ino, 0, Random(ino).randbytes(50_000))
+            await parts.writeback.bound(ino)
+            await trio.sleep(0.0005)
+            most = max(most, len(parts.staging.files))
+        await trio.sleep(3)
+        assert parts.staging.files == {}
+        assert CROWD <= most <= FILES_MAX
+        full = len(inos) * 50_000 / SEGMENT_MAX
+        assert full <= await objects_in(world) <= 1.3 * full + 1
+        nursery.cancel_scope.cancel()
+
+
+@in_virtual_time
+async def test_what_waits_for_the_journal_takes_no_others_along(world: World, tmp_path: Path) -> None:
+    """It is old and not committed, but its commit is under way: the others still gather for a segment of their own."""
+    world.journal_script.add("append", Fault(before=10.0))
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        nursery.start_soon(parts.writeback.run)
+        parts.write(F, 0, BIG)
+        await trio.sleep(3)
+        assert await objects_in(world) == 1
+        parts.write(G, 0, BIG[::-1])
+        await trio.sleep(0.9)
+        assert await objects_in(world) == 1
+        await trio.sleep(0.5)
+        assert await objects_in(world) == 2
+        nursery.cancel_scope.cancel()
+
+
+@in_virtual_time
+async def test_small_files_that_are_many_do_not_wait_to_fill_a_segment(world: World, tmp_path: Path) -> None:
+    inos = many_files(world, FILES_MAX)
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        nursery.start_soon(parts.writeback.run)
+        for ino in inos:
+            parts.write(ino, 0, b"small")
+            await parts.writeback.bound(ino)
+        await trio.sleep(0.5)
+        assert parts.staging.files == {}
+        nursery.cancel_scope.cancel()
+
+
+@in_virtual_time
+async def test_files_without_a_name_are_in_nobodys_way(world: World, tmp_path: Path) -> None:
+    """They are never committed, so nobody waits for that, and they take no others along."""
+    nameless, (last, *_) = many_files(world, FILES_MAX + 50), many_files(world, 1, 5000)
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        await parts.committer.catch_up()
+        nursery.start_soon(parts.writeback.run)
+        for ino in nameless:
+            parts.committer.submit([Unlink(ROOT_INO, b"%d" % ino, ino, True, 30)])
+            parts.write(ino, 0, b"temporary")
+        parts.write(last, 0, b"named")
+        await parts.writeback.bound(last)
+        await trio.sleep(5)
+        assert sorted(parts.staging.files) == nameless
+        began = len(entries_of(world.log))
+        parts.write(last, 0, b"again")
+        await trio.sleep(0.5)
+        assert len(entries_of(world.log)) == began, "it is not old yet"
+        nursery.cancel_scope.cancel()
+
+
+@in_virtual_time
+async def test_of_many_files_each_is_reported(world: World, tmp_path: Path) -> None:
+    reports: dict[Ino, AgentfsError | None] = {}
+    async with open_parts(world, tmp_path / "1") as parts:
+        parts.write(F, 0, BIG)
+        parts.write(G, 0, b"small")
+        world.store_scripts[ReplicaId(2)].add("put", Fault(refused=NoSpace("full")))
+        await parts.writeback.commit_all([F, G], reports.__setitem__)
+        assert isinstance(reports[F], NoSpace)
+        assert reports[G] is None
+        assert await committed_body(world, G) == b"small"
+
+
+def many_files(world: World, count: int, first: int = 100) -> list[Ino]:
+    """Empty files that session B made."""
+    inos = [Ino((2 << 32) + first + number) for number in range(count)]
+    world.foreign(2, *[make(ino, b"%d" % ino) for ino in inos])
+    return inos
+
+
+async def objects_in(world: World) -> int:
+    """How many segments the first replica holds."""
+    return len([info async for info in world.stores[ReplicaId(1)].list("segments/")])
+
+
+# ---- replicas that cannot be reached
+
+
+@in_virtual_time
+async def test_what_could_not_be_put_goes_out_when_the_replicas_return(world: World, tmp_path: Path) -> None:
+    down = silence(world)
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        nursery.start_soon(parts.writeback.run)
+        parts.write(F, 0, BIG)
+        with pytest.raises(Unavailable):
+            await parts.writeback.commit(F)
+        await trio.sleep(600)
+        assert await parts.body(F) == BIG
+        assert await committed_body(world, F) == b""
+        down.clear()
+        await trio.sleep(90)
+        assert parts.staging.files == {}
+        assert await committed_body(world, F) == BIG
+        nursery.cancel_scope.cancel()
+
+
+@in_virtual_time
+async def test_an_outage_does_not_pile_up_layers(world: World, tmp_path: Path) -> None:
+    down = silence(world)
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        nursery.start_soon(parts.writeback.run)
+        expected = b""
+        for number in range(20):
+            expected += Random(number).randbytes(INLINE_MAX + 1)
+            parts.write(F, number * (INLINE_MAX + 1), Random(number).randbytes(INLINE_MAX + 1))
+            await trio.sleep(70)
+        assert len(parts.staging.files[F].layers) <= 2, "each holds a descriptor"
+        down.clear()
+        await trio.sleep(100)
+        assert parts.staging.files == {}
+        assert await committed_body(world, F) == expected
+        nursery.cancel_scope.cancel()
+
+
+@in_virtual_time
+async def test_small_files_are_committed_though_no_replica_can_be_reached(world: World, tmp_path: Path) -> None:
+    silence(world)
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        nursery.start_soon(parts.writeback.run)
+        parts.write(F, 0, BIG)
+        await trio.sleep(20)
+        parts.write(G, 0, b"small")
+        await trio.sleep(2)
+        assert await committed_body(world, G) == b"small"
+        nursery.cancel_scope.cancel()
+
+
+@in_virtual_time
+async def test_an_outage_is_logged_now_and_then_and_the_replicas_are_left_in_peace(world: World, tmp_path: Path) -> None:
+    inos = many_files(world, 100)
+    silence(world)
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        nursery.start_soon(parts.writeback.run)
+        for ino in inos:
+            parts.write(ino, 0, Random(ino).randbytes(INLINE_MAX + 1))
+        with structlog.testing.capture_logs() as lines:
+            await trio.sleep(600)
+        ours = [line for line in lines if line["event"] == "writeback_failed"]
+        assert 5 <= len(ours) <= 25, "a try takes half a minute, and so does a pause"
+        assert len(parts.staging.files) == 100
+        nursery.cancel_scope.cancel()
+
+
+@in_virtual_time
+async def test_a_disk_that_is_full_is_not_tried_all_the_time(world: World, tmp_path: Path) -> None:
+    refused = [Fault(refused=NoSpace("full"))] * 1000
+    world.store_scripts[ReplicaId(1)].add("put", *refused)
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        nursery.start_soon(parts.writeback.run)
+        parts.write(F, 0, BIG)
+        await trio.sleep(300)
+        tried = 1000 - len(world.store_scripts[ReplicaId(1)].lines["put"])
+        assert 5 <= tried <= 20
+        world.store_scripts[ReplicaId(1)].lines.clear()
+        await trio.sleep(31)
+        assert parts.staging.files == {}
+        nursery.cancel_scope.cancel()
+
+
+@in_virtual_time
+async def test_writers_may_be_told_that_it_is_read_only_meanwhile(world: World, tmp_path: Path) -> None:
+    down = silence(world)
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        nursery.start_soon(parts.writeback.run)
+        parts.writeback.read_only_when_unreachable = True
+        assert not parts.writeback.refuses_writes()
+        parts.write(F, 0, BIG)
+        with pytest.raises(ReadOnly):
+            await parts.writeback.commit(F)
+        assert parts.writeback.refuses_writes()
+        down.clear()
+        await trio.sleep(90)
+        assert not parts.writeback.refuses_writes()
+        assert await committed_body(world, F) == BIG
+        nursery.cancel_scope.cancel()
+
+
+@in_virtual_time
+async def test_a_full_replica_is_no_reason_to_be_read_only(world: World, tmp_path: Path) -> None:
+    async with open_parts(world, tmp_path / "1") as parts:
+        parts.writeback.read_only_when_unreachable = True
+        parts.write(F, 0, BIG)
+        world.store_scripts[ReplicaId(2)].add("put", Fault(refused=NoSpace("full")))
+        with pytest.raises(NoSpace):
+            await parts.writeback.commit(F)
+
+
+@in_virtual_time
+async def test_a_writer_of_too_many_files_is_told_when_none_can_be_committed(world: World, tmp_path: Path) -> None:
+    inos = many_files(world, FILES_MAX + 1)
+    silence(world)
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        nursery.start_soon(parts.writeback.run)
+        began = trio.current_time()
+        for ino in inos[: FILES_MAX + 1]:
+            parts.write(ino, 0, BIG)
+        with pytest.raises(Unavailable):
+            await parts.writeback.bound(inos[FILES_MAX])
+        assert len(parts.staging.files) == FILES_MAX + 1
+        assert trio.current_time() - began <= 40
+        nursery.cancel_scope.cancel()
+
+
+def silence(world: World) -> dict[str, deque[Fault]]:
+    """Have no replica answer puts, nor signs of life, until what this returns is cleared."""
+    nothing = Script()
+    for number in world.store_scripts:
+        world.store_scripts[number] = nothing
+    for verb in ("put", "get"):
+        nothing.add(verb, *[Fault(before=40.0, refused=Unavailable("silent"))] * 5000)
+    return nothing.lines
+
+
 # ---- other sessions
 
 
@@ -341,27 +604,25 @@ async def test_a_fenced_session_commits_nothing_and_keeps_it_staged(world: World
 
 
 @in_virtual_time
-async def test_a_straggler_is_recorded(world: World, tmp_path: Path) -> None:
-    world.stores[ReplicaId(3)], world.store_scripts[ReplicaId(3)] = MemoryStore(), Script()
-    world.store_scripts[ReplicaId(3)].add("put", Fault(before=60.0))
-    async with open_parts(world, tmp_path / "1", replication="quorum") as parts:
+async def test_a_straggler_is_recorded(world_of_three: World, tmp_path: Path) -> None:
+    world_of_three.store_scripts[ReplicaId(3)].add("put", Fault(before=20.0))
+    async with open_parts(world_of_three, tmp_path / "1", replication="quorum") as parts:
         parts.write(F, 0, BIG)
         await parts.writeback.commit(F)
         assert parts.tables.db.execute("SELECT replica FROM placed ORDER BY replica").fetchall() == [(1,), (2,)]
-        await trio.sleep(61)
+        await trio.sleep(21)
         assert parts.tables.db.execute("SELECT replica FROM placed ORDER BY replica").fetchall() == [(1,), (2,), (3,)]
         await parts.committer.sync()
-        assert checksum(replayed(world.log)) == checksum(parts.tables)
+        assert checksum(replayed(world_of_three.log)) == checksum(parts.tables)
 
 
 @in_virtual_time
-async def test_a_straggler_that_comes_before_its_segment_is_named_is_recorded(world: World, tmp_path: Path) -> None:
+async def test_a_straggler_that_comes_before_its_segment_is_named_is_recorded(world_of_three: World, tmp_path: Path) -> None:
     """Two segments: the first one's straggler arrives while the second is being put, before the entry that names both."""
-    world.stores[ReplicaId(3)], world.store_scripts[ReplicaId(3)] = MemoryStore(), Script()
-    for number, seconds in ((1, 60.0), (2, 60.0), (3, 0.0)):
+    for number, seconds in ((1, 20.0), (2, 20.0), (3, 0.0)):
         late = 10.0 if number == 3 else 0.0
-        world.store_scripts[ReplicaId(number)].add("put", Fault(before=late), Fault(before=seconds))
-    async with open_parts(world, tmp_path / "1", replication="quorum") as parts:
+        world_of_three.store_scripts[ReplicaId(number)].add("put", Fault(before=late), Fault(before=seconds))
+    async with open_parts(world_of_three, tmp_path / "1", replication="quorum") as parts:
         parts.write(F, 0, Random(2).randbytes(SEGMENT_MAX + CHUNK_MAX))
         await parts.writeback.commit(F)
         await trio.sleep(100)
@@ -371,13 +632,12 @@ async def test_a_straggler_that_comes_before_its_segment_is_named_is_recorded(wo
 
 
 @in_virtual_time
-async def test_a_straggler_of_a_fenced_session_ends_nothing(world: World, tmp_path: Path) -> None:
-    world.stores[ReplicaId(3)], world.store_scripts[ReplicaId(3)] = MemoryStore(), Script()
-    world.store_scripts[ReplicaId(3)].add("put", Fault(before=60.0))
-    async with open_parts(world, tmp_path / "1", replication="quorum") as parts:
+async def test_a_straggler_of_a_fenced_session_ends_nothing(world_of_three: World, tmp_path: Path) -> None:
+    world_of_three.store_scripts[ReplicaId(3)].add("put", Fault(before=20.0))
+    async with open_parts(world_of_three, tmp_path / "1", replication="quorum") as parts:
         parts.write(F, 0, BIG)
         await parts.writeback.commit(F)
-        world.foreign(2, Fence(parts.committer.session))
+        world_of_three.foreign(2, Fence(parts.committer.session))
         await parts.committer.catch_up()
         await trio.sleep(100)
         assert await parts.body(F) == BIG
