@@ -33,7 +33,7 @@ OnStraggler = Callable[[str, ReplicaId], None]
 TIMEOUT_SECONDS: Final = 30.0
 """How long a put waits for enough replicas, unless told otherwise."""
 
-PATIENCE_SECONDS: Final = 5.0
+PATIENCE_SECONDS: Final = 0.5
 """How long a put waits for replicas with STRAGGLERS_MAX outstanding, before it goes on without them."""
 
 PLACEMENTS_MAX: Final = 4096

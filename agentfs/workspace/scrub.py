@@ -176,11 +176,12 @@ class _Scrub:
 
     async def _compare_one(self, place: _Place, look: "_Look") -> None:
         known, size = look
-        if size != known.size and (known.placed or size is not None):
+        if size != known.size and (known.placed or known.needed or size is not None):
             # What was put, or copied there, since it was listed is no fault.
             size = await _size(place.store, known.key)
         if size is None:
-            if known.placed:
+            # Also what State knows to be lacking: the replica is not whole before it is there.
+            if known.placed or known.needed:
                 place.result.missing += known.needed
                 await self._give_anew(place, known)
         elif size != known.size:

@@ -170,6 +170,8 @@ async def test_what_nobody_has_at_all_is_known_to_be_missing(world: World, tmp_p
         assert reports[ONE] == ScrubReport(missing=1, unrepaired=1)
         assert parts.tables.holders(segment.name) == []
         assert missing(parts.tables, ONE).segments == 1
+        # A file that cannot be read is not all right because it was said once.
+        assert not (await run(parts))[ONE].clean
 
 
 @in_virtual_time
@@ -183,12 +185,12 @@ async def test_what_state_did_not_know_is_there_is_placed_if_it_is_right(world: 
 
 
 @in_virtual_time
-async def test_what_a_replica_is_known_to_lack_is_left_to_upkeep(world: World, tmp_path: Path) -> None:
+async def test_what_a_replica_is_known_to_lack_is_copied_too(world: World, tmp_path: Path) -> None:
     (segment,) = await stored(world, 1, placed=(ONE,))
     await world.stores[TWO].delete(segment.key)
     async with open_parts(world, tmp_path / "1") as parts:
-        assert (await run(parts))[TWO] == ScrubReport()
-        assert segment.key not in objects(world, TWO)
+        assert (await run(parts))[TWO] == ScrubReport(missing=1, repaired=1)
+        assert_whole(world, [segment], TWO)
 
 
 @in_virtual_time
