@@ -100,11 +100,12 @@ class Hurried(SystemRuntime):
 
 
 class Moody:
-    """A store that fails at every second request, before or after it did what was asked, and in the middle of listings."""
+    """A store that fails at every second request of a task, before or after it did what was asked, and amid listings."""
 
     def __init__(self, store: ChunkStore) -> None:
         self._store = store
         self._asked = 0
+        self._asked_by: dict[trio.lowlevel.Task, int] = {}
 
     async def put(self, key: str, body: bytes) -> None:
         await self._either(lambda: self._store.put(key, body))
@@ -134,11 +135,13 @@ class Moody:
         await self._store.aclose()
 
     async def _either(self, ask: Callable[[], Awaitable[T]]) -> T:
-        self._asked += 1
-        if self._asked % 4 == 1:
+        # Counted for each task: among many at once one could be unlucky every time.
+        task = trio.lowlevel.current_task()
+        asked = self._asked_by[task] = self._asked_by.get(task, 0) + 1
+        if asked % 4 == 1:
             raise Unavailable("not in the mood")
         answer = await ask()
-        if self._asked % 4 == 3:
+        if asked % 4 == 3:
             raise Unavailable("the answer was lost")
         return answer
 
