@@ -6,6 +6,14 @@ from typing import Any
 
 import pytest
 
+from tests.regions import region_servers, regions  # noqa: F401
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the mount tests run over S3."""
+    about = "where the mount tests keep their workspaces: in directories, or in two S3 regions"
+    parser.addoption("--replicas", choices=["directories", "s3"], default="directories", help=about)
+
 
 @pytest.fixture(autouse=True)
 def _states_in_memory_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -13,6 +13,9 @@ from agentfs.chunks.contract import Capacity, Check, ObjectInfo
 from agentfs.model.errors import Corrupt, Denied, Invalid, NoSpace, NotFound, Unavailable
 from agentfs.runtime import Runtime
 
+THREADS_MAX: Final = 16
+"""Requests to one directory at a time."""
+
 _TEMPORARY: Final = ".tmp-"
 _KEY: Final = re.compile(r"[a-z0-9._-]+(/[a-z0-9._-]+)*")
 _KEY_MAX: Final = 200
@@ -56,6 +59,7 @@ class DirectoryStore:
             waiting += await self._threads.run(self._scan, found.key, prefix)
 
     async def delete(self, key: str) -> None:
+        # Nobody leaves before it is done: it would be a late deletion of what is put there next.
         await self._runtime.in_thread(self._delete, self._path(key))
 
     async def capacity(self) -> Capacity | None:

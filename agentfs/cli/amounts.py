@@ -1,9 +1,15 @@
-"""How values are shown to people: bytes, seconds, times, paths, and aligned columns."""
+"""How values are shown to people, and bytes read from them: bytes, seconds, times, paths, and aligned columns."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Final
+
+from agentfs.model.errors import Invalid
+
+_BYTES: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)([KMGT]?)(?:I?B)?")
 
 
 def bytes_text(count: int) -> str:
@@ -16,6 +22,19 @@ def bytes_text(count: int) -> str:
         if amount < 1024:
             return f"{amount:.1f} {unit}"
     return f"{amount / 1024:.1f} PiB"
+
+
+def count_text(count: int, noun: str) -> str:
+    """How many there are of something, such as `1 segment` or `2 segments`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes as people write them: a number, with a unit K, M, G or T of 1024 if they like. Raises Invalid."""
+    found = _BYTES.fullmatch(text.strip().upper())
+    if found is None:
+        raise Invalid(f"{text!r} is no size: write 10G, 512M or a number of bytes")
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
 
 
 def seconds_text(seconds: float) -> str:

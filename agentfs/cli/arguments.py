@@ -7,3 +7,18 @@ import click
 
 PATH: Final = click.Path(path_type=Path, readable=False)
 """A path that click does not look at: on a mountpoint whose daemon is gone, looking fails."""
+
+
+class _Size(click.ParamType[int]):
+    """A number of bytes, such as `10G`."""
+
+    name = "size"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The bytes. Raises Invalid."""
+        from agentfs.cli.amounts import parse_bytes
+
+        return parse_bytes(str(value))
+
+
+SIZE: Final = _Size()

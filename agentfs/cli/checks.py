@@ -56,6 +56,8 @@ def run_checks() -> Iterator[Check]:
     yield _attempt("cache directory", lambda: _writable(cache_root(None)))
     yield _attempt("runtime directory", lambda: path_text(runtime_directory()))
     yield _space()
+    yield _attempt("disk cache", _disk_cache)
+    yield _boto3()
 
 
 def _attempt(name: str, look: Callable[[], str]) -> Check:
@@ -175,6 +177,28 @@ def _writable(directory: Path) -> str:
 
 def _existing(directory: Path) -> Path:
     return next(path for path in (directory, *directory.parents) if path.exists())
+
+
+def _disk_cache() -> str:
+    """How big the cache of chunks becomes here that mounts of far replicas share."""
+    from agentfs.chunks.edge_bound import default_max_bytes
+    from agentfs.chunks.edge_files import EDGE_DIRECTORY
+
+    directory = cache_root(None) / EDGE_DIRECTORY
+    return f"up to {bytes_text(default_max_bytes(directory))} at {path_text(directory)}"
+
+
+def _boto3() -> Check:
+    try:
+        importlib.import_module("boto3")
+    except ImportError as error:
+        return Check(
+            name="boto3",
+            state="optional",
+            detail=f"{error}: replicas in S3 cannot be used",
+            mend="install agentfs-workspace again",
+        )
+    return Check(name="boto3", state="ok", detail=importlib.metadata.version("boto3"))
 
 
 def _space() -> Check:

@@ -16,9 +16,8 @@ from agentfs.cli.layout import data_root
     "--replica",
     "replicas",
     multiple=True,
-    metavar="DIR",
-    type=PATH,
-    help="A directory that holds a replica; repeat it for more. Default: two beside the journal.",
+    metavar="PLACE",
+    help="A directory, or s3://BUCKET/PREFIX?endpoint=…&region=…; repeat it for more. Default: two directories.",
 )
 @click.option(
     "--replication",
@@ -27,6 +26,7 @@ from agentfs.cli.layout import data_root
     show_default=True,
     help="How many replicas hold the bytes before a write counts: all, most, or the first.",
 )
+@click.option("--write-quorum", type=int, metavar="COUNT", help="With quorum replication: how many, instead of most.")
 @click.option(
     "--durability",
     type=click.Choice(["close", "fsync"]),
@@ -38,8 +38,9 @@ from agentfs.cli.layout import data_root
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     name: str,
-    replicas: tuple[Path, ...],
+    replicas: tuple[str, ...],
     replication: str,
+    write_quorum: int | None,
     durability: str,
     root: Path | None,
     as_json: bool,
@@ -48,9 +49,14 @@ def command(
 
     It is built aside and put in place at the end: it is there entirely or not at all.
     """
+    from functools import partial
+
+    import trio
+
     from agentfs.cli.amounts import path_text
     from agentfs.cli.creation import NewWorkspace, create_workspace
     from agentfs.cli.progress import echo_json
+    from agentfs.cli.replica_place import open_place, place_text, replica_url
     from agentfs.runtime import SystemRuntime
 
     runtime = SystemRuntime()
@@ -58,15 +64,17 @@ def command(
         name=name,
         root=data_root(root),
         workspace=str(uuid.UUID(bytes=runtime.random_bytes(16), version=4)),
-        replicas=tuple(Path(os.path.realpath(path)) for path in replicas),
+        replicas=tuple(map(replica_url, replicas)),
         replication=replication,  # type: ignore[arg-type]
+        write_quorum=0 if write_quorum is None else write_quorum,
         durability=durability,  # type: ignore[arg-type]
         time_ns=runtime.now_ns(),
         uid=os.geteuid(),
         gid=os.getegid(),
     )
-    directory = create_workspace(new, start_journal=_start_journal)
-    places = [path_text(place.directory(directory.path)) for place in new.places()]
+    opening = partial(open_place, runtime=runtime)
+    directory = trio.run(partial(create_workspace, new, start_journal=_start_journal, open_place=opening))
+    places = [place_text(place.url, directory.path) for place in new.places()]
     if as_json:
         echo_json(
             {
@@ -86,16 +94,11 @@ def command(
     click.echo(f"mount it: agentfs mount {target} DIR")
 
 
-def _start_journal(path: Path, payload: bytes) -> None:
+async def _start_journal(path: Path, payload: bytes) -> None:
     """The embedded default: an SQLite journal."""
-    import trio
-
     from agentfs.journal.sqlite import create_sqlite_journal, open_sqlite_journal
     from agentfs.runtime import SystemRuntime
 
-    async def append() -> None:
-        async with open_sqlite_journal(path, runtime=SystemRuntime()) as journal:
-            await journal.append(payload)
-
     create_sqlite_journal(path)
-    trio.run(append)
+    async with open_sqlite_journal(path, runtime=SystemRuntime()) as journal:
+        await journal.append(payload)

@@ -3,14 +3,15 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from agentfs.cli.amounts import path_text
 from agentfs.cli.layout import JOURNAL_FILE, WORKSPACE_FILE, WorkspaceDirectory, check_name
-from agentfs.cli.replica_directory import MARKER_FORMAT, PreparedReplica, ReplicaMarker, sync_directory, write_durably
+from agentfs.cli.replica_marker import MARKER_FORMAT, PreparedReplica, ReplicaMarker
+from agentfs.cli.replica_place import Place, check_apart
 from agentfs.cli.workspace_file import FORMAT, Durability, ReplicaPlace, Replication, WorkspaceFile
 from agentfs.model.changes import Found, ReplicaSpec
 from agentfs.model.codec import FORMAT as ENTRY_FORMAT
@@ -19,21 +20,28 @@ from agentfs.model.entry import Entry, Transaction
 from agentfs.model.errors import Busy, Exists, Invalid
 from agentfs.model.ids import NO_SESSION, TxnNumber
 
-StartJournal = Callable[[Path, bytes], None]
+StartJournal = Callable[[Path, bytes], Awaitable[None]]
 """Makes the journal at a path and appends its first entry."""
 
-DEFAULT_REPLICAS = ("replicas/1", "replicas/2")
+OpenPlace = Callable[[str, Path], Place]
+"""Opens the place at a URL; the path is the workspace's directory."""
+
+DEFAULT_REPLICAS = ("file:replicas/1", "file:replicas/2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewWorkspace:
-    """What is to be made. Without `replicas`, two directories beside the journal. `time_ns` is since the epoch."""
+    """What is to be made. `replicas` are URLs; without any, two directories beside the journal. `time_ns` is since the epoch.
+
+    `write_quorum`: how many replicas `quorum` replication waits for; 0 is the majority.
+    """
 
     name: str
     root: Path
     workspace: str
-    replicas: tuple[Path, ...]
+    replicas: tuple[str, ...]
     replication: Replication
+    write_quorum: int = 0
     durability: Durability
     time_ns: int
     uid: int
@@ -46,8 +54,7 @@ class NewWorkspace:
 
     def places(self) -> list[ReplicaPlace]:
         """The replicas by number and URL."""
-        urls = [path.as_uri() for path in self.replicas] or [f"file:{path}" for path in DEFAULT_REPLICAS]
-        return [ReplicaPlace(number, url) for number, url in enumerate(urls, start=1)]
+        return [ReplicaPlace(number, url) for number, url in enumerate(self.replicas or DEFAULT_REPLICAS, start=1)]
 
     def file(self) -> WorkspaceFile:
         """What workspace.toml will say."""
@@ -56,10 +63,13 @@ class NewWorkspace:
             workspace=self.workspace,
             name=self.name,
             journal=JOURNAL_FILE,
-            replication=self.replication,
             durability=self.durability,
             replicas=self.places(),
         )
+
+    def marker(self, place: ReplicaPlace) -> ReplicaMarker:
+        """What says in a replica's place whose it is."""
+        return ReplicaMarker(format=MARKER_FORMAT, workspace=self.workspace, name=self.name, replica=place.id)
 
     def first_entry(self) -> Entry:
         """What every mount's State begins with."""
@@ -73,41 +83,51 @@ class NewWorkspace:
             uid=self.uid,
             gid=self.gid,
             time_ns=self.time_ns,
+            write_quorum=self.write_quorum,
         )
         return Entry(NO_SESSION, self.time_ns, [Transaction(TxnNumber(1), [found])])
 
 
-def create_workspace(new: NewWorkspace, *, start_journal: StartJournal) -> WorkspaceDirectory:
+async def create_workspace(new: NewWorkspace, *, start_journal: StartJournal, open_place: OpenPlace) -> WorkspaceDirectory:
     """Make the workspace. Whatever goes wrong, what was there before is there again.
 
-    Raises Exists for a taken name or a replica directory in use, Invalid for a bad name or overlapping replicas.
+    Raises Exists for a taken name or a replica's place in use, Invalid for a bad name, a write quorum that cannot be reached or
+    overlapping replicas, Denied and Unavailable for stores.
     """
     check_name(new.name)
-    _check_apart(new.replicas)
+    _check_quorum(new)
     target = new.directory
+    check_apart([place.url for place in new.places()], target.path)
     if os.path.lexists(target.path):
         raise Exists(f"{path_text(target.path)} exists: choose another name, or mount it with `agentfs mount {new.name} DIR`")
     with ExitStack() as undo:
         _make_root(new.root, undo)
         draft = Path(tempfile.mkdtemp(prefix=f".{new.name}.", suffix=".creating", dir=new.root))
         undo.callback(shutil.rmtree, draft, ignore_errors=True)
-        for place in new.places():
-            _prepare(new, place, draft, undo)
-        start_journal(draft / JOURNAL_FILE, encode_entry(new.first_entry()))
-        write_durably(draft / WORKSPACE_FILE, new.file().as_toml().encode())
-        _put_in_place(draft, target.path)
+        async with AsyncExitStack() as opened, AsyncExitStack() as unmark:
+            for place in new.places():
+                opened_place = open_place(place.url, draft)
+                opened.push_async_callback(opened_place.store.aclose)
+                replica = PreparedReplica(opened_place)
+                unmark.push_async_callback(replica.undo)
+                await replica.prepare(new.marker(place))
+            await start_journal(draft / JOURNAL_FILE, encode_entry(new.first_entry()))
+            _write_durably(draft / WORKSPACE_FILE, new.file().as_toml().encode())
+            _put_in_place(draft, target.path)
+            unmark.pop_all()
         undo.pop_all()
-    sync_directory(new.root)
+    _sync_directory(new.root)
     return target
 
 
-def _check_apart(replicas: tuple[Path, ...]) -> None:
-    """Replicas inside one another would not fail apart, and would hold each other's files."""
-    places = [Path(os.path.realpath(path)) for path in replicas]
-    for index, one in enumerate(places):
-        for other in places[:index]:
-            if one.is_relative_to(other) or other.is_relative_to(one):
-                raise Invalid(f"replicas {path_text(other)} and {path_text(one)} overlap: each needs a directory of its own")
+def _check_quorum(new: NewWorkspace) -> None:
+    if not new.write_quorum:
+        return
+    if new.replication != "quorum":
+        raise Invalid(f"a write quorum means something with quorum replication only, not with {new.replication}")
+    count = len(new.places())
+    if not 1 <= new.write_quorum <= count:
+        raise Invalid(f"a write quorum of {new.write_quorum}: with {count} replicas it can be 1 to {count}")
 
 
 def _make_root(root: Path, undo: ExitStack) -> None:
@@ -120,13 +140,6 @@ def _make_root(root: Path, undo: ExitStack) -> None:
         undo.callback(directory.rmdir)
 
 
-def _prepare(new: NewWorkspace, place: ReplicaPlace, draft: Path, undo: ExitStack) -> None:
-    replica = PreparedReplica(place.directory(draft))
-    if new.replicas:
-        undo.callback(replica.undo)
-    replica.prepare(ReplicaMarker(format=MARKER_FORMAT, workspace=new.workspace, name=new.name, replica=place.id))
-
-
 def _put_in_place(draft: Path, target: Path) -> None:
     try:
         draft.rename(target)
@@ -134,3 +147,21 @@ def _put_in_place(draft: Path, target: Path) -> None:
         if os.path.lexists(target):
             raise Busy(f"{path_text(target)} was created by somebody else at the same time") from error
         raise
+
+
+def _write_durably(path: Path, body: bytes) -> None:
+    """A new file that survives a power cut once this returns."""
+    with path.open("xb") as file:
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the names in a directory survive a power cut."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

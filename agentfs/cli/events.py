@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import trio
 
     from agentfs.cli.layout import WorkspaceDirectory
-    from agentfs.cli.mountinfo import Mounted
     from agentfs.workspace.events import Event
     from agentfs.workspace.feed import Feed, Place
 
@@ -47,8 +46,10 @@ def command(source: str | None, since: str | None, follow: bool, root: Path | No
     """
     import trio
 
+    from agentfs.cli.workspace_source import find_workspace
+
     after = _place(since, follow=follow)
-    directory = _workspace(source, root)
+    directory = find_workspace(source, root)
     try:
         trio.run(_print_events, directory, root, after, follow, as_json)
     except BrokenPipeError:
@@ -67,38 +68,6 @@ def _place(since: str | None, *, follow: bool) -> "Place | None":
     if found is None:
         raise click.BadParameter(f"{since!r} is neither POSITION nor POSITION:INDEX", param_hint="--since")
     return Place(Position(int(found[1])), ALL if found[2] is None else int(found[2]))
-
-
-def _workspace(source: str | None, root: Path | None) -> "WorkspaceDirectory":
-    """The workspace that is meant. Raises NotFound, Invalid, Denied."""
-    from agentfs.cli.layout import data_root, workspace_directory, workspaces_in
-    from agentfs.cli.mountinfo import canonical, mount_holding, our_mounts
-    from agentfs.model.errors import Invalid
-
-    place = data_root(root)
-    if source in workspaces_in(place):
-        return workspace_directory(source, place)
-    mounted = mount_holding(canonical(Path(source or "")))
-    if mounted is not None and mounted.ours:
-        return _behind(mounted)
-    if source is not None:
-        return workspace_directory(source, place)
-    mounts = our_mounts()
-    if len(mounts) != 1:
-        raise Invalid(f"{len(mounts) or 'no'} workspaces are mounted: name one, or a directory in its mount")
-    return _behind(mounts[0])
-
-
-def _behind(mounted: "Mounted") -> "WorkspaceDirectory":
-    from agentfs.cli.amounts import path_text
-    from agentfs.cli.layout import WorkspaceDirectory
-    from agentfs.cli.records import find_record
-    from agentfs.model.errors import Denied
-
-    record = find_record(mounted)
-    if record is None:
-        raise Denied(f"which workspace is mounted on {path_text(mounted.mountpoint)} cannot be read: name the workspace itself")
-    return WorkspaceDirectory(Path(record.directory))
 
 
 async def _print_events(

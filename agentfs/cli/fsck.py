@@ -1,6 +1,5 @@
 """`agentfs fsck`: checks a workspace's journal, State and chunks."""
 
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,12 +9,14 @@ import click
 from agentfs.cli.arguments import PATH
 
 if TYPE_CHECKING:
-    from agentfs.chunks.directory import DirectoryStore
+    from collections.abc import Iterator, Mapping
+
+    from agentfs.chunks.contract import ChunkStore
     from agentfs.cli.layout import WorkspaceDirectory
-    from agentfs.cli.workspace_file import ReplicaPlace, WorkspaceFile
+    from agentfs.cli.replica_place import Place
+    from agentfs.cli.workspace_file import WorkspaceFile
     from agentfs.model.ids import ReplicaId
-    from agentfs.runtime import Runtime
-    from agentfs.workspace.findings import Finding
+    from agentfs.model.replica import Replica
     from agentfs.workspace.fsck import Checked
     from agentfs.workspace.fsck_chunks import Report
 
@@ -71,8 +72,10 @@ def _check(directory: "WorkspaceDirectory", file: "WorkspaceFile", cache_dir: Pa
     import trio
 
     from agentfs.cli.progress import progress
+    from agentfs.cli.replica_place import open_place
     from agentfs.journal.sqlite import open_sqlite_journal
     from agentfs.runtime import SystemRuntime
+    from agentfs.workspace.findings import Finding
     from agentfs.workspace.fsck import check_workspace
 
     @contextmanager
@@ -82,12 +85,27 @@ def _check(directory: "WorkspaceDirectory", file: "WorkspaceFile", cache_dir: Pa
 
     async def check() -> "Checked":
         runtime = SystemRuntime()
-        stores, findings = _open_replicas(directory, file, runtime)
+        findings: list[Finding] = []
+
+        async def open_stores(members: "Mapping[ReplicaId, Replica]") -> "dict[ReplicaId, ChunkStore]":
+            """Those that are this workspace's; what is wrong with the others is among the findings."""
+            stores = {}
+            for number, replica in members.items():
+                place = open_place(file.url_of(number, replica.url), directory.path, runtime)
+                stranger, complaint = await _look_at_marker(place, replica, file)
+                if complaint:
+                    findings.append(Finding("replica", f"replica {number} at {replica.url}: {complaint}"))
+                if stranger:
+                    await place.store.aclose()
+                else:
+                    stores[number] = place.store
+            return stores
+
         async with open_sqlite_journal(directory.path / file.journal, runtime=runtime) as journal:
             checked = await check_workspace(
                 workspace=file.workspace,
                 journal=journal,
-                replicas=stores,
+                open_stores=open_stores,
                 cache_dir=cache_dir,
                 runtime=runtime,
                 stage=stage,
@@ -97,38 +115,19 @@ def _check(directory: "WorkspaceDirectory", file: "WorkspaceFile", cache_dir: Pa
     return trio.run(check)
 
 
-def _open_replicas(
-    directory: "WorkspaceDirectory", file: "WorkspaceFile", runtime: "Runtime"
-) -> "tuple[dict[ReplicaId, DirectoryStore], list[Finding]]":
-    """The replicas that are this workspace's, and what is wrong with the others."""
-    from agentfs.chunks.directory import DirectoryStore
-    from agentfs.workspace.findings import Finding
-
-    stores, findings = {}, []
-    for place in file.replicas:
-        path = place.directory(directory.path)
-        stranger, complaint = _look_at_marker(path, place, file)
-        if complaint:
-            findings.append(Finding("replica", f"replica {place.id} at {place.url}: {complaint}"))
-        if not stranger:
-            stores[place.replica] = DirectoryStore(path, runtime=runtime)
-    return stores, findings
-
-
-def _look_at_marker(path: Path, place: "ReplicaPlace", file: "WorkspaceFile") -> tuple[bool, str]:
-    """Whether the directory is another workspace's or replica's, and what is wrong with its marker; "" if nothing."""
-    from agentfs.cli.replica_directory import MARKER_FILE, read_marker
-    from agentfs.model.errors import AgentfsError
+async def _look_at_marker(place: "Place", replica: "Replica", file: "WorkspaceFile") -> tuple[bool, str]:
+    """Whether the place is another workspace's or replica's, and what is wrong with its marker; "" if nothing."""
+    from agentfs.cli.replica_marker import MARKER_KEY, read_marker
+    from agentfs.model.errors import AgentfsError, Unavailable
 
     try:
-        marker = read_marker(path)
+        marker = await read_marker(place)
+    except Unavailable:
+        return False, ""  # Listing what it holds says so.
     except AgentfsError as error:
         return False, str(error)
-    except OSError as error:
-        return False, f"its {MARKER_FILE} cannot be read: {error.strerror}"
     if marker is None:
-        missing = path.is_dir()
-        return False, f"it has no {MARKER_FILE}: is its disk mounted?" if missing else ""
-    if (marker.workspace, marker.replica) != (file.workspace, place.id):
-        return True, f"it is replica {marker.replica} of workspace {marker.name} ({marker.workspace})"
+        return False, f"it has no {MARKER_KEY}: is its disk mounted?"
+    if (marker.workspace, marker.replica) != (file.workspace, replica.replica):
+        return True, f"it is {marker.owner}"
     return False, ""

@@ -4,7 +4,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -91,6 +92,19 @@ def open_log(path: Path | None, *, runtime: Runtime, take_over: bool) -> Rotatin
     )
     logging.basicConfig(handlers=[_Bridge()], level=logging.WARNING, force=True)
     return log
+
+
+@contextmanager
+def logging_to(path: Path, *, runtime: Runtime) -> Iterator[None]:
+    """Have a command's session log to `path`, beside the logs of mounts, and nowhere afterwards."""
+    log = open_log(path, runtime=runtime, take_over=False)
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()
+        logging.basicConfig(handlers=[logging.NullHandler()], force=True)
+        if log is not None:
+            log.close()
 
 
 def _render(_: object, __: str, event: MutableMapping[str, Any]) -> str:

@@ -14,6 +14,9 @@ _COMMANDS: Final[dict[str, str]] = {
     "umount": "agentfs.cli.umount",
     "unmount": "agentfs.cli.umount",
     "status": "agentfs.cli.status",
+    "replicas": "agentfs.cli.replicas",
+    "warm": "agentfs.cli.warm",
+    "cache": "agentfs.cli.cache",
     "locks": "agentfs.cli.locks",
     "log": "agentfs.cli.log",
     "events": "agentfs.cli.events",
@@ -67,6 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
         if known is None:
             raise
         return _refuse(line_of(known), exit_code_of(known))
+    except BaseExceptionGroup as error:
+        # Ctrl-C that came while a nursery was open.
+        if error.subgroup(KeyboardInterrupt) is None:
+            raise
+        return _refuse("interrupted", INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 

@@ -6,13 +6,16 @@ from typing import Any
 
 import click
 
-from agentfs.cli.arguments import PATH
+from agentfs.cli.arguments import PATH, SIZE
 
 _OPTIONS_HELP = (
     "Mount options: ro, rw, allow_other, uid=N, gid=N, umask=OCTAL, durability=close|fsync, lease_ttl=SECONDS,"
     " staleness=SECONDS, strict (the kernel caches no names: a lookup always sees what other mounts did),"
-    " noreplay (programs here that watch files are not told what other mounts did), label=TEXT,"
-    " cache_dir=DIR, root=DIR, and what mount(8) and fstab pass (noexec, nosuid, noauto, _netdev, x-…)."
+    " noreplay (programs here that watch files are not told what other mounts did), timeout=SECONDS,"
+    " unreachable=eio|erofs (what writes fail with when too few replicas can be reached; with erofs later ones fail at once),"
+    " offline (read-only; no replica is contacted, what is not cached here cannot be read),"
+    " nohedge (a slow read is not asked of a second replica), label=TEXT, cache_size=SIZE, cache_dir=DIR, root=DIR,"
+    " and what mount(8) and fstab pass (noexec, nosuid, noauto, _netdev, x-…)."
 )
 
 
@@ -36,7 +39,21 @@ _OPTIONS_HELP = (
     metavar="SECONDS",
     help="How old may be what open() sees of other mounts, 0 to 60, to ask the journal less often. Default: 0.",
 )
+@click.option(
+    "--timeout",
+    "timeout_seconds",
+    type=float,
+    metavar="SECONDS",
+    help="How long a write waits for enough replicas before it fails; what was written goes out later. Default: 30.",
+)
 @click.option("--label", help="What `agentfs log` and user.agentfs.writer call this mount. Default: HOST:PID.")
+@click.option(
+    "--cache-size",
+    "cache_size_bytes",
+    type=SIZE,
+    metavar="SIZE",
+    help="The disk cache's bound, such as 10G. Default: AGENTFS_CACHE_SIZE, else 10G or 80% of what is free.",
+)
 @click.option("--cache-dir", type=PATH, help="Default: AGENTFS_CACHE_DIR, else XDG cache.")
 @click.option("--root", type=PATH, help="Where workspaces are kept. Default: AGENTFS_ROOT, else XDG data.")
 @click.option("--log-file", metavar="FILE", help="The log, - for stderr. Default: in the XDG state directory.")
@@ -56,13 +73,14 @@ def command(
 
     Returns when the mount answers. Without arguments, lists what is mounted.
     """
-    from agentfs.cli.mount_options import parse_options
-    from agentfs.cli.mount_plan import plan_mount
-
     if workspace is None:
         return _list(as_json=as_json)
     if directory is None:
         raise click.UsageError("name the directory to mount on: agentfs mount WORKSPACE DIRECTORY")
+
+    from agentfs.cli.mount_options import parse_options
+    from agentfs.cli.mount_plan import plan_mount
+
     options = replace(parse_options(option_lists), **{name: value for name, value in overrides.items() if value is not None})
     plan = plan_mount(workspace, directory, options, log_file=log_file)
     return _mount(plan, foreground=foreground, ready_fd=ready_fd, as_json=as_json)

@@ -3,10 +3,14 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, cast, get_args
+from typing import Any, Final, Literal, cast, get_args
 
+from agentfs.chunks.edge_bound import MIN_BYTES
+from agentfs.cli.amounts import bytes_text, parse_bytes
 from agentfs.cli.workspace_file import Durability
 from agentfs.model.errors import Invalid
+
+Unreachable = Literal["eio", "erofs"]
 
 _KERNEL: Final = frozenset(
     {
@@ -27,6 +31,7 @@ _IGNORED: Final = frozenset(
 
 LEASE_TTL_SECONDS: Final = (1, 3600)
 STALENESS_SECONDS: Final = (0, 60)
+TIMEOUT_SECONDS: Final = (1, 3600)
 """The least and the most."""
 
 
@@ -34,20 +39,25 @@ STALENESS_SECONDS: Final = (0, 60)
 class MountOptions:
     """What was asked of a mount. None leaves the workspace's or the system's default. `kernel` goes to FUSE as it is.
 
-    Raises Invalid for a lease TTL or a staleness out of bounds.
+    Raises Invalid for a lease TTL, a staleness, a timeout or a cache size out of bounds.
     """
 
     read_only: bool = False
     allow_other: bool = False
     strict: bool = False
     replay: bool = True
+    offline: bool = False
+    hedging: bool = True
     uid: int | None = None
     gid: int | None = None
     umask: int | None = None
     durability: Durability | None = None
     lease_ttl_seconds: float | None = None
     staleness_seconds: float | None = None
+    timeout_seconds: float | None = None
+    unreachable: Unreachable | None = None
     label: str | None = None
+    cache_size_bytes: int | None = None
     cache_dir: Path | None = None
     root: Path | None = None
     kernel: tuple[str, ...] = ()
@@ -55,6 +65,9 @@ class MountOptions:
     def __post_init__(self) -> None:
         _check_bounds("lease TTL", self.lease_ttl_seconds, *LEASE_TTL_SECONDS)
         _check_bounds("staleness", self.staleness_seconds, *STALENESS_SECONDS)
+        _check_bounds("timeout", self.timeout_seconds, *TIMEOUT_SECONDS)
+        if self.cache_size_bytes is not None and self.cache_size_bytes < MIN_BYTES:
+            raise Invalid(f"a cache of {bytes_text(self.cache_size_bytes)}: it needs {bytes_text(MIN_BYTES)} at least")
 
 
 def _check_bounds(name: str, seconds: float | None, least: int, most: int) -> None:
@@ -106,6 +119,13 @@ def _seconds(name: str, value: str) -> float:
         raise Invalid(f"mount option {name}={value}: a number of seconds is needed, such as {name}=10") from None
 
 
+def _size(name: str, value: str) -> int:
+    try:
+        return parse_bytes(value)
+    except Invalid as error:
+        raise Invalid(f"mount option {name}: {error}") from None
+
+
 def _octal(name: str, value: str) -> int:
     try:
         mask = int(value, 8)
@@ -116,10 +136,15 @@ def _octal(name: str, value: str) -> int:
     return mask
 
 
-def _durability(name: str, value: str) -> str:
-    if value not in get_args(Durability):
-        raise Invalid(f"mount option {name}={value}: it can be {' or '.join(get_args(Durability))}")
-    return value
+def _one_of(kind: object) -> Callable[[str, str], str]:
+    words = get_args(kind)
+
+    def read(name: str, value: str) -> str:
+        if value not in words:
+            raise Invalid(f"mount option {name}={value}: it can be {' or '.join(words)}")
+        return value
+
+    return read
 
 
 def _text(name: str, value: str) -> str:
@@ -142,16 +167,22 @@ _FLAGS: Final[dict[str, dict[str, bool]]] = {
     "strict": {"strict": True},
     "replay": {"replay": True},
     "noreplay": {"replay": False},
+    "offline": {"offline": True},
+    "hedge": {"hedging": True},
+    "nohedge": {"hedging": False},
 }
 
 _VALUES: Final[dict[str, tuple[str, Callable[[str, str], object]]]] = {
     "uid": ("uid", _number),
     "gid": ("gid", _number),
     "umask": ("umask", _octal),
-    "durability": ("durability", _durability),
+    "durability": ("durability", _one_of(Durability)),
     "lease_ttl": ("lease_ttl_seconds", _seconds),
     "staleness": ("staleness_seconds", _seconds),
+    "timeout": ("timeout_seconds", _seconds),
+    "unreachable": ("unreachable", _one_of(Unreachable)),
     "label": ("label", _text),
+    "cache_size": ("cache_size_bytes", _size),
     "cache_dir": ("cache_dir", _absolute),
     "root": ("root", _absolute),
 }

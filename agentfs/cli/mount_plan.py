@@ -1,14 +1,23 @@
 """A mount as it is to be: every name resolved and every default chosen, before a daemon is started for it."""
 
 import os
+import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
+from agentfs.cli.amounts import parse_bytes
 from agentfs.cli.layout import WorkspaceDirectory, cache_root, data_root, log_path, workspace_directory
 from agentfs.cli.mount_options import MountOptions
 from agentfs.cli.mountinfo import canonical
 from agentfs.cli.workspace_file import Durability, WorkspaceFile, read_workspace_file
 from agentfs.model.changes import LEASE_TTL_MS
+
+if TYPE_CHECKING:
+    from agentfs.workspace.settings import Settings
+
+TIMEOUT_SECONDS: Final = 30.0
+"""How long a write waits for enough replicas, unless it is said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +31,8 @@ class MountPlan:
     durability: Durability
     lease_ttl_seconds: float
     staleness_seconds: float
+    timeout_seconds: float
+    cache_size_bytes: int | None
     cache_dir: Path
     log: Path | None
 
@@ -30,6 +41,25 @@ class MountPlan:
         """What stands for the writer in `agentfs log`, empty for host and process."""
         return self.options.label or ""
 
+    def settings(self) -> "Settings":
+        """What the workspace is told."""
+        from agentfs.workspace.settings import Settings
+
+        return Settings(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            label=self.label,
+            read_only=self.options.read_only or self.options.offline,
+            durability=self.durability,
+            lease_ttl_seconds=self.lease_ttl_seconds,
+            staleness_seconds=self.staleness_seconds,
+            put_timeout_seconds=self.timeout_seconds,
+            unreachable=self.options.unreachable or "eio",
+            hedging=self.options.hedging,
+            offline=self.options.offline,
+            edge_max_bytes=self.cache_size_bytes,
+        )
+
     def arguments(self) -> list[str]:
         """The arguments of `agentfs mount` that lead to this plan again, whatever the working directory is."""
         named = {
@@ -37,7 +67,9 @@ class MountPlan:
             "--durability": self.durability,
             "--lease-ttl": repr(self.lease_ttl_seconds),
             "--staleness": repr(self.staleness_seconds),
+            "--timeout": repr(self.timeout_seconds),
             "--label": self.options.label,
+            "--cache-size": str(self.cache_size_bytes) if self.cache_size_bytes else None,
             "--cache-dir": os.fspath(self.cache_dir),
             "--log-file": os.fspath(self.log) if self.log else "-",
         }
@@ -63,9 +95,19 @@ def plan_mount(source: str, directory: Path, options: MountOptions, *, log_file:
         durability=options.durability or file.durability,
         lease_ttl_seconds=LEASE_TTL_MS / 1000 if options.lease_ttl_seconds is None else options.lease_ttl_seconds,
         staleness_seconds=options.staleness_seconds or 0.0,
+        timeout_seconds=options.timeout_seconds or TIMEOUT_SECONDS,
+        cache_size_bytes=_cache_size(options),
         cache_dir=cache_root(options.cache_dir),
         log=log,
     )
+
+
+def _cache_size(options: MountOptions) -> int | None:
+    """What was asked for, else what AGENTFS_CACHE_SIZE says, else None."""
+    named = os.environ.get("AGENTFS_CACHE_SIZE")
+    if options.cache_size_bytes is not None or not named:
+        return options.cache_size_bytes
+    return MountOptions(cache_size_bytes=parse_bytes(named)).cache_size_bytes
 
 
 def _option_list(options: MountOptions) -> str:
@@ -76,6 +118,12 @@ def _option_list(options: MountOptions) -> str:
         words.append("strict")
     if not options.replay:
         words.append("noreplay")
+    if options.offline:
+        words.append("offline")
+    if not options.hedging:
+        words.append("nohedge")
+    if options.unreachable:
+        words.append(f"unreachable={options.unreachable}")
     words += [f"{name}={value}" for name, value in (("uid", options.uid), ("gid", options.gid)) if value is not None]
     if options.umask is not None:
         words.append(f"umask={options.umask:o}")

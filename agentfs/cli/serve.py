@@ -4,8 +4,7 @@ import os
 import signal
 import socket
 import traceback
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -22,55 +21,16 @@ from agentfs.cli.mounted_workspace import MountedWorkspace
 from agentfs.cli.mountinfo import mount_at
 from agentfs.cli.mountpoint_lock import lock_mountpoint
 from agentfs.cli.records import MountRecord, control_socket, remove_record, write_record
-from agentfs.cli.replica_directory import check_marker
 from agentfs.cli.unmounting import unmount
 from agentfs.model.errors import AgentfsError, Busy
 from agentfs.runtime import Runtime, SystemRuntime
 
 if TYPE_CHECKING:
     from agentfs.fuse.driver import MountOptions as FuseOptions
-    from agentfs.workspace.kernel import Kernel
-    from agentfs.workspace.workspace import Workspace
 
-CHUNK_MEMORY_MAX: Final = 64 << 20
 SIGNAL_DRAIN_SECONDS: Final = 60.0
 
 log = structlog.get_logger()
-
-
-@asynccontextmanager
-async def open_mounted(plan: MountPlan, kernel: "Kernel", runtime: Runtime) -> AsyncIterator["Workspace"]:
-    """The stack of a mount, from the journal and the replicas up to the workspace: the one place that composes it."""
-    from agentfs.chunks.cached import Cached
-    from agentfs.chunks.directory import DirectoryStore
-    from agentfs.chunks.replicated import open_replicated
-    from agentfs.journal.sqlite import open_sqlite_journal
-    from agentfs.workspace.workspace import open_workspace
-
-    base = plan.directory.path
-    for place in plan.file.replicas:
-        check_marker(place.directory(base), workspace=plan.file.workspace, replica=place.replica)
-    replicas = {place.replica: DirectoryStore(place.directory(base), runtime=runtime) for place in plan.file.replicas}
-    async with (
-        open_sqlite_journal(base / plan.file.journal, runtime=runtime) as journal,
-        open_replicated(replicas, replication=plan.file.replication, runtime=runtime) as stores,
-        open_workspace(
-            journal=journal,
-            chunks=Cached(stores, max_bytes=CHUNK_MEMORY_MAX),
-            replicas=stores,
-            cache_dir=plan.cache_dir,
-            runtime=runtime,
-            label=plan.label,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            read_only=plan.options.read_only,
-            durability=plan.durability,
-            lease_ttl_seconds=plan.lease_ttl_seconds,
-            staleness_seconds=plan.staleness_seconds,
-            kernel=kernel,
-        ) as workspace,
-    ):
-        yield workspace
 
 
 def fuse_options(plan: MountPlan) -> "FuseOptions":
@@ -141,12 +101,16 @@ async def _hold_and_serve(plan: MountPlan, ready: ReadyPipe, announce: Callable[
 
 
 async def _serve(plan: MountPlan, ready: ReadyPipe, announce: Callable[[], None], runtime: Runtime) -> None:
+    from agentfs.cli.stack import open_stack
     from agentfs.fuse import driver
     from agentfs.fuse.invalidate import Invalidator
 
     invalidator = Invalidator(runtime)
     log.info("starting", workspace=plan.file.name, mountpoint=path_text(plan.mountpoint), pid=os.getpid())
-    async with open_mounted(plan, invalidator, runtime) as workspace, trio.open_nursery() as nursery:
+    stack = open_stack(
+        plan.directory, plan.file, cache_dir=plan.cache_dir, settings=plan.settings(), runtime=runtime, kernel=invalidator
+    )
+    async with stack as workspace, trio.open_nursery() as nursery:
         mounted = MountedWorkspace(workspace)
         await nursery.start(serve_control, mounted, control_socket(plan.mountpoint))
         await nursery.start(_unmount_on_signal, mounted, plan, runtime, nursery.cancel_scope)

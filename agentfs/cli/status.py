@@ -9,7 +9,7 @@ from agentfs.cli.arguments import PATH
 
 if TYPE_CHECKING:
     from agentfs.cli.mountinfo import Mounted
-    from agentfs.workspace.status import WorkspaceStatus
+    from agentfs.workspace.status import EdgeCacheStatus, ReplicaStatus, WorkspaceStatus
 
 
 @click.command()
@@ -46,17 +46,24 @@ def _show(mounted: "Mounted", status: "WorkspaceStatus", *, as_json: bool) -> No
 def _facts(status: "WorkspaceStatus") -> list[tuple[str, str]]:
     from agentfs.cli.amounts import bytes_text, seconds_text, time_text
 
+    quorum = f" of {status.write_quorum}" if status.write_quorum else ""
+    dirty = f"{bytes_text(status.dirty_bytes)} in {status.dirty_files} files"
+    reachable = "" if status.reachable else ", too few replicas can be reached"
     facts = [
         ("workspace", f"{status.name} ({status.workspace})"),
-        ("settings", f"durability {status.durability}, replication {status.replication}"),
+        ("settings", f"durability {status.durability}, replication {status.replication}{quorum}"),
         ("position", str(status.position)),
-        ("holds", f"{status.files} files, {bytes_text(status.stored_bytes)}"),
         (
-            "unsaved",
-            f"{status.pending_transactions} transactions, {bytes_text(status.dirty_bytes)} in {status.dirty_files} files",
+            "holds",
+            f"{status.files} files, {bytes_text(status.stored_bytes)}, of these {bytes_text(status.inline_bytes)} inline",
         ),
+        ("unsaved", f"{status.pending_transactions} transactions, {dirty}{reachable}"),
         ("oldest unsaved", seconds_text(status.oldest_unsaved_seconds) if status.oldest_unsaved_seconds else "-"),
         ("memory cache", f"{bytes_text(status.cache.memory_bytes)} of {bytes_text(status.cache.memory_max_bytes)}"),
+    ]
+    if status.cache.edge is not None:
+        facts.append(("disk cache", _edge_text(status.cache.edge)))
+    facts += [
         ("staging", bytes_text(status.cache.staging_bytes)),
         ("leases", f"{status.leases}, lost after {seconds_text(status.lease_ttl_seconds)} of silence"),
     ]
@@ -66,8 +73,35 @@ def _facts(status: "WorkspaceStatus") -> list[tuple[str, str]]:
         ttl = f", TTL {seconds_text(session.ttl_seconds)}" if session.ttl_seconds is not None else ""
         facts.append((f"session {session.session}", f"{who}, since {time_text(session.opened_ns)}{ttl}{this}"))
     for replica in status.replicas:
-        missing = f", lacks {replica.missing_segments} segments" if replica.missing_segments else ""
-        error = f", {replica.last_error}" if replica.last_error else ""
-        facts.append((f"replica {replica.replica}", f"{replica.state}, {replica.url}{missing}{error}"))
+        facts += _replica_facts(replica)
     facts += [("recovered", folder) for folder in status.recovered]
+    return facts
+
+
+def _edge_text(edge: "EdgeCacheStatus") -> str:
+    from agentfs.cli.amounts import bytes_text
+
+    trouble = f", {edge.trouble}" if edge.trouble else ""
+    found = f"{edge.hits} hits, {edge.misses} misses, {bytes_text(edge.fetched_bytes)} fetched"
+    return f"{bytes_text(edge.used_bytes)} of {bytes_text(edge.max_bytes)}, {found}{trouble}"
+
+
+def _replica_facts(replica: "ReplicaStatus") -> list[tuple[str, str]]:
+    """A line for the replica, and more where there is something to say."""
+    from agentfs.cli.amounts import bytes_text, count_text, seconds_text
+
+    name, latency = f"replica {replica.replica}", replica.latency_seconds
+    state = "not asked, the mount is offline" if replica.state == "unasked" else replica.state
+    facts = [(name, f"{state}{f' ({latency * 1000:.1f} ms)' if latency is not None else ''}, {replica.url}")]
+    if replica.missing_segments:
+        lag = f", {seconds_text(replica.lag_seconds)} behind" if replica.lag_seconds is not None else ""
+        facts.append(("", f"lacks {count_text(replica.missing_segments, 'segment')}, {bytes_text(replica.missing_bytes)}{lag}"))
+    if replica.state in ("down", "probing") or replica.last_error:
+        since = f" for {seconds_text(replica.down_seconds)}" if replica.down_seconds is not None else ""
+        facts.append(("", f"{'last error' if replica.state == 'up' else f'unreachable{since}'}: {replica.last_error or '-'}"))
+    if replica.requests is not None:
+        asked = replica.requests
+        verbs = ((asked.put, "PUT"), (asked.get, "GET"), (asked.head, "HEAD"), (asked.list, "LIST"), (asked.delete, "DELETE"))
+        counts = ", ".join(f"{count} {verb}" for count, verb in verbs if count) or "no requests"
+        facts.append(("", f"{counts}; {bytes_text(asked.bytes_in)} read, {bytes_text(asked.bytes_out)} written"))
     return facts

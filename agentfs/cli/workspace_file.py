@@ -1,10 +1,9 @@
-"""workspace.toml: which workspace a directory holds, and where its journal and its replicas are."""
+"""workspace.toml: which workspace a directory holds, where its journal is, and where this host finds its replicas."""
 
 import json
 import tomllib
 from pathlib import Path
 from typing import Final, Literal
-from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -12,7 +11,7 @@ from agentfs.cli.layout import WorkspaceDirectory, workspaces_in
 from agentfs.model.errors import Invalid, NotFound
 from agentfs.model.ids import ReplicaId
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """The newest format of the file that this program reads, and the one it writes."""
 
 Replication = Literal["sync", "quorum", "async"]
@@ -20,7 +19,7 @@ Durability = Literal["close", "fsync"]
 
 
 class ReplicaPlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A replica's number and its URL; `file:PATH` is relative to the workspace's directory, `file:///PATH` is not."""
+    """A replica's number and where this host finds it: `file:PATH` is relative to the workspace's directory."""
 
     id: int
     url: str
@@ -30,24 +29,25 @@ class ReplicaPlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The replica's number."""
         return ReplicaId(self.id)
 
-    def directory(self, base: Path) -> Path:
-        """The directory that the URL names, seen from the workspace's directory. Raises Invalid for other kinds."""
-        parts = urlsplit(self.url)
-        if parts.scheme != "file" or parts.netloc or not parts.path:
-            raise Invalid(f"replica {self.id} is at {self.url}, which this version cannot open: it knows file: URLs only")
-        return base / unquote(parts.path)
-
 
 class WorkspaceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What workspace.toml says. `workspace` is a UUID; `journal` is relative to the file."""
+    """What workspace.toml says. `workspace` is a UUID; `journal` is relative to the file.
+
+    The journal says which replicas there are and where; `replicas` says where this host finds them, if not there. `replication`
+    is in files of format 1; the journal says it.
+    """
 
     format: int
     workspace: str
     name: str
     journal: str
-    replication: Replication
     durability: Durability
-    replicas: list[ReplicaPlace]
+    replicas: list[ReplicaPlace] = []
+    replication: Replication | None = None
+
+    def url_of(self, replica: ReplicaId, url: str) -> str:
+        """Where this host finds a replica that the journal says is at `url`."""
+        return next((place.url for place in self.replicas if place.replica == replica), url)
 
     def as_toml(self) -> str:
         """The file's text."""
@@ -56,7 +56,6 @@ class WorkspaceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             f"workspace = {_quoted(self.workspace)}",
             f"name = {_quoted(self.name)}",
             f"journal = {_quoted(self.journal)}",
-            f"replication = {_quoted(self.replication)}",
             f"durability = {_quoted(self.durability)}",
         ]
         for place in self.replicas:
@@ -95,8 +94,8 @@ def parse_workspace_file(text: str, *, origin: str) -> WorkspaceFile:
         file = msgspec.convert(plain, WorkspaceFile)
     except msgspec.ValidationError as error:
         raise Invalid(f"{origin} is not readable: {error}") from error
-    if not file.replicas or len({place.id for place in file.replicas}) < len(file.replicas):
-        raise Invalid(f"{origin} is not readable: it needs replicas, each with a number of its own")
+    if len({place.id for place in file.replicas}) < len(file.replicas):
+        raise Invalid(f"{origin} is not readable: each replica needs a number of its own")
     return file
 
 

@@ -11,6 +11,8 @@ from agentfs.model.ids import ROOT_INO, Ino
 from agentfs.model.inode import XATTR_SIZE_MAX, Inode
 from agentfs.state.queries import least_replicas
 from agentfs.workspace.core import Core, check_name
+from agentfs.workspace.nearness import near_bytes
+from agentfs.workspace.read_ahead import Stream
 
 OWN = b"user.agentfs."
 """Attributes that agentfs computes; read-only."""
@@ -26,10 +28,9 @@ _DIGESTS_KEPT = 1024
 class Attributes:
     """Attributes as this mount's processes see them."""
 
-    def __init__(self, core: Core, replica_count: int, lock_holders: Callable[[Ino], str]) -> None:
+    def __init__(self, core: Core, lock_holders: Callable[[Ino], str]) -> None:
         self._core = core
         self._lock_holders = lock_holders
-        self._replica_count = replica_count
         self._digests: LRUCache[tuple[Ino, int], str] = LRUCache(_DIGESTS_KEPT)
 
     def get(self, ino: Ino) -> Inode:
@@ -114,6 +115,8 @@ class Attributes:
             raise NoAttribute("no such attribute")
         if name == "digest":
             return (await self._digest(inode)).encode()
+        if name == "cached":
+            return f"{await near_bytes(self._core, inode)}/{inode.size}".encode()
         return str(self._own_number(inode, name)).encode()
 
     def _own_number(self, inode: Inode, name: str) -> object:
@@ -127,7 +130,7 @@ class Attributes:
                 session = tables.sessions.get(inode.writer)
                 return session.writer if session else "create"
             case "replicas":
-                return f"{self._replicas_holding(inode)}/{self._replica_count}"
+                return f"{self._replicas_holding(inode)}/{len(tables.members)}"
             case "workspace":
                 return tables.found.workspace if tables.found else ""
             case _:
@@ -137,7 +140,7 @@ class Attributes:
     def _replicas_holding(self, inode: Inode) -> int:
         """How many replicas hold all of the file; what is inline counts as stored where its entry is."""
         least = least_replicas(self._core.tables, inode.ino)
-        return self._replica_count if least is None else least
+        return len(self._core.tables.members) if least is None else least
 
     async def _digest(self, inode: Inode) -> str:
         """`sha256:` and the hash of the content, kept as long as the version is the same and nothing is staged."""
@@ -146,10 +149,13 @@ class Attributes:
         if not staged and key in self._digests:
             return self._digests[key]
         digest = hashlib.sha256()
-        offset = 0
-        while piece := await self._core.reader.read(inode.ino, offset, _DIGEST_STEP):
-            digest.update(piece)
-            offset += len(piece)
+        offset, stream = 0, Stream()
+        try:
+            while piece := await self._core.reader.read(inode.ino, offset, _DIGEST_STEP, stream=stream):
+                digest.update(piece)
+                offset += len(piece)
+        finally:
+            self._core.reader.end(stream)
         text = f"sha256:{digest.hexdigest()}"
         if not staged:
             self._digests[key] = text
@@ -159,7 +165,7 @@ class Attributes:
 def _own_names(inode: Inode) -> list[str]:
     names = ["commit", "writer"]
     if inode.is_file:
-        names += ["version", "digest", "replicas"]
+        names += ["version", "digest", "replicas", "cached"]
     if inode.ino == ROOT_INO:
         names += ["workspace", "position"]
     return names

@@ -111,9 +111,11 @@ class Core:
         return ino
 
     def writable(self) -> None:
-        """Raise ReadOnly on a read-only mount."""
+        """Raise ReadOnly on a read-only mount, and where the mount says so while the replicas cannot be reached. A hot path."""
         if self.read_only:
             raise ReadOnly("mounted read-only")
+        if self.writeback.refuses_writes():
+            raise ReadOnly("too few replicas can be reached")
 
 
 def check_name(name: bytes) -> None:

@@ -8,6 +8,7 @@ from agentfs.model.ids import Ino
 from agentfs.model.inode import FILE_SIZE_MAX
 from agentfs.workspace.core import Core
 from agentfs.workspace.handles import Handle
+from agentfs.workspace.read_ahead import Stream
 
 
 class Files:
@@ -15,6 +16,7 @@ class Files:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._streams: dict[int, Stream] = {}
 
     async def open(self, ino: Ino, flags: int) -> Handle:
         """open(2) of an inode that exists; O_TRUNC empties it. What any mount has closed before is what will be read.
@@ -62,14 +64,18 @@ class Files:
         if self._core.must_confirm(ino):
             await self._core.confirm(number)
         left = self._core.remains.get(ino)
-        return await self._core.reader.read(ino, offset, length, removed=left)
+        stream = self._streams.get(number)
+        if stream is None:
+            stream = self._streams[number] = Stream()
+        return await self._core.reader.read(ino, offset, length, removed=left, stream=stream)
 
     async def write(self, number: int, offset: int, data: bytes) -> int:
-        """Stage a write, and wait where much of the file is staged already. A hot path. Raises BadHandle, NoSpace."""
+        """Stage a write, and wait where much of the file is staged already. A hot path. Raises BadHandle, NoSpace, ReadOnly."""
         core = self._core
         handle = core.handles.get(number)
         if not handle.writable:
             raise BadHandle("not open for writing")
+        core.writable()
         if core.must_confirm(handle.ino):
             await core.confirm(number)
         if offset + len(data) > FILE_SIZE_MAX:
@@ -127,6 +133,9 @@ class Files:
         """Forget a handle. With the last one an inode without names goes."""
         core = self._core
         handle = core.handles.close(number)
+        stream = self._streams.pop(number, None)
+        if stream is not None:
+            core.reader.end(stream)
         if core.handles.is_open(handle.ino):
             return
         core.closed(handle.ino)

@@ -6,28 +6,34 @@ from dataclasses import dataclass
 
 import trio
 
-from agentfs.chunks.contract import ChunkStore
 from agentfs.journal.contract import Journal
 from agentfs.model.entry import Entry
-from agentfs.model.ids import first_ino
+from agentfs.model.ids import ReplicaId, first_ino
 from agentfs.runtime import Runtime
 from agentfs.state.apply import Outcome
 from agentfs.state.rows import Undo
 from agentfs.state.tables import Tables
 from agentfs.workspace.committer import Committer
 from agentfs.workspace.core import Core
+from agentfs.workspace.filling import Filling
+from agentfs.workspace.folding import Folding
 from agentfs.workspace.follower import Follower
 from agentfs.workspace.handles import Handles
 from agentfs.workspace.heartbeat import Heartbeat
 from agentfs.workspace.judge import Judge
 from agentfs.workspace.kernel import Kernel
 from agentfs.workspace.locks import Locks
+from agentfs.workspace.members import Members
 from agentfs.workspace.membership import Membership
+from agentfs.workspace.packer import open_packer
 from agentfs.workspace.reader import Reader
 from agentfs.workspace.seat import Seat
-from agentfs.workspace.session import Identity, Registration
+from agentfs.workspace.session import Registration
+from agentfs.workspace.settings import Settings
 from agentfs.workspace.staging import Staging
-from agentfs.workspace.writeback import Replicas, Writeback
+from agentfs.workspace.storage import Storage
+from agentfs.workspace.upkeep import Upkeep
+from agentfs.workspace.writeback import Writeback
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +51,10 @@ async def open_parts(
     tables: Tables,
     journal: Journal,
     registration: Registration,
-    identity: Identity,
+    settings: Settings,
     seat: Seat,
-    chunks: ChunkStore,
-    replicas: Replicas,
+    storage: Storage,
     kernel: Kernel,
-    staleness_seconds: float,
     runtime: Runtime,
 ) -> AsyncIterator[tuple[Core, Parts]]:
     """Everything between a registered session and its operations, with its tasks running; not drained on leaving."""
@@ -58,26 +62,30 @@ async def open_parts(
     committer = Committer(journal, tables, registration.session, runtime)
     committer.on_submit = staging.log_submitted
     committer.on_withdraw = staging.log_withdrawn
-    writeback = Writeback(staging, committer, replicas, runtime)
-    follower = Follower(journal, committer, runtime, staleness_seconds=staleness_seconds)
-    heartbeat = Heartbeat(journal, committer, runtime, ttl_seconds=identity.ttl_seconds, sent=registration.sent)
+    follower = Follower(journal, committer, runtime, staleness_seconds=settings.staleness_seconds)
+    heartbeat = Heartbeat(journal, committer, runtime, ttl_seconds=settings.lease_ttl_seconds, sent=registration.sent)
     judge = Judge(journal, committer, runtime, interval_seconds=heartbeat.interval_seconds)
     judge.counts_from = heartbeat.steady_since
-    core = Core(
-        tables=tables,
-        committer=committer,
-        follower=follower,
-        staging=staging,
-        writeback=writeback,
-        reader=Reader(tables, staging, chunks),
-        handles=Handles(),
-        runtime=runtime,
-        read_only=False,
-        wait_for_close=True,
-        next_ino=first_ino(registration.session),
-    )
     try:
-        async with trio.open_nursery() as nursery:
+        async with (
+            open_packer(storage.sink, storage.replicas, committer, runtime) as packer,
+            trio.open_nursery() as nursery,
+        ):
+            writeback = Writeback(staging, committer, packer, runtime)
+            writeback.read_only_when_unreachable = settings.unreachable == "erofs"
+            core = Core(
+                tables=tables,
+                committer=committer,
+                follower=follower,
+                staging=staging,
+                writeback=writeback,
+                reader=Reader(tables, staging, storage.chunks, runtime, nursery),
+                handles=Handles(),
+                runtime=runtime,
+                read_only=settings.read_only,
+                wait_for_close=settings.durability == "close",
+                next_ino=first_ino(registration.session),
+            )
             locks = Locks(
                 committer=committer,
                 writeback=writeback,
@@ -95,17 +103,33 @@ async def open_parts(
                 kernel=kernel,
                 journal=journal,
                 seat=seat,
-                identity=identity,
+                identity=settings.identity,
                 runtime=runtime,
             )
+            members = Members(tables, storage.replicas, storage.stores.open, runtime)
+            filling = Filling(committer, storage.replicas, runtime)
+            upkeep = Upkeep(committer, [filling, Folding(committer, packer, runtime)], runtime, lapsed=lambda: heartbeat.lapsed)
             _connect(core, locks, heartbeat, membership, kernel)
-            for task in (committer.run, writeback.run, follower.run, heartbeat.run, heartbeat.watch, judge.run, membership.run):
+            _connect_upkeep(core, storage, members, filling, upkeep)
+            own = (committer.run, writeback.run, follower.run, heartbeat.run, heartbeat.watch)
+            for task in (*own, judge.run, membership.run, members.run, upkeep.run):
                 nursery.start_soon(task)
             yield core, Parts(heartbeat, judge, locks)
             nursery.cancel_scope.cancel()
     finally:
-        replicas.on_straggler = None
         staging.close()
+
+
+def _connect_upkeep(core: Core, storage: Storage, members: Members, filling: Filling, upkeep: Upkeep) -> None:
+    """Who is told of replicas that come, go, and come back."""
+
+    def returned(replica: ReplicaId) -> None:
+        filling.returned(replica)
+        upkeep.wake()
+
+    core.tables.on_replicas = members.changed
+    members.on_changed = upkeep.wake
+    storage.replicas.on_returned = returned
 
 
 def _connect(core: Core, locks: Locks, heartbeat: Heartbeat, membership: Membership, kernel: Kernel) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import trio
 
-from agentfs.model.changes import AnyChange, InlineRun, SetXattr, Write
+from agentfs.model.changes import AnyChange, Fold, InlineRun, SetXattr, Write
 from agentfs.model.entry import Transaction
 from agentfs.model.ids import Position
 from agentfs.state.apply import Outcome
@@ -68,6 +68,8 @@ def weight(change: AnyChange) -> int:
     match change:
         case Write(runs=runs):
             return sum(_CHANGE_BYTES + (run.length if isinstance(run, InlineRun) else 0) for run in runs)
+        case Fold(runs=folded):
+            return _CHANGE_BYTES * (1 + len(folded))
         case SetXattr(value=value):
             return _CHANGE_BYTES + len(value)
         case _:

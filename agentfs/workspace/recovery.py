@@ -4,6 +4,8 @@ Its transactions go out with their own numbers, so that those the journal alread
 cannot be committed any more (the session was fenced, the machine lost power) is set aside in a folder and reported.
 """
 
+from contextlib import suppress
+
 import structlog
 import trio
 
@@ -18,12 +20,14 @@ from agentfs.runtime import Runtime
 from agentfs.state.tables import Tables
 from agentfs.workspace.committer import Committer
 from agentfs.workspace.left_over import LeftOver
+from agentfs.workspace.packer import open_packer
 from agentfs.workspace.pending import groups
+from agentfs.workspace.placements import Replicas
 from agentfs.workspace.replay import replay
 from agentfs.workspace.seat import Seat, boot_id
 from agentfs.workspace.staging import Staging
 from agentfs.workspace.staging_log import Frozen, read_staging_log
-from agentfs.workspace.writeback import Replicas, Writeback
+from agentfs.workspace.writeback import Writeback
 
 _log = structlog.get_logger()
 
@@ -44,7 +48,7 @@ async def recover(seat: Seat, tables: Tables, journal: Journal, replicas: Replic
         if resend or left.files:
             _set_aside(seat, owner.session)
         if session is not None and session.standing == OPEN:
-            await _append(tables, journal, owner.session, [], runtime, close=True)
+            await _close(tables, journal, owner.session, runtime)
         seat.clear()
         return
     try:
@@ -55,7 +59,7 @@ async def recover(seat: Seat, tables: Tables, journal: Journal, replicas: Replic
         _set_aside(seat, owner.session)
         seat.clear()
         return
-    await _append(tables, journal, owner.session, [], runtime, close=True)
+    await _close(tables, journal, owner.session, runtime)
     _log.info("recovered", session=owner.session, transactions=len(resend), files=len(left.files))
     seat.clear()
 
@@ -76,18 +80,16 @@ def _read(seat: Seat) -> LeftOver:
     return left
 
 
+async def _close(tables: Tables, journal: Journal, session: SessionId, runtime: Runtime) -> None:
+    """The session's goodbye. Others may have judged it dead a moment before: what it had to say is in the journal by then."""
+    number = TxnNumber(tables.sessions[session].seen + 1)
+    with suppress(Fenced):
+        await _append(tables, journal, session, [Transaction(number, [CloseSession()])], runtime)
+
+
 async def _append(
-    tables: Tables,
-    journal: Journal,
-    session: SessionId,
-    transactions: list[Transaction],
-    runtime: Runtime,
-    *,
-    close: bool = False,
+    tables: Tables, journal: Journal, session: SessionId, transactions: list[Transaction], runtime: Runtime
 ) -> None:
-    if close:
-        number = TxnNumber(tables.sessions[session].seen + 1)
-        transactions = [*transactions, Transaction(number, [CloseSession()])]
     for group in groups(transactions):
         position = await journal.append(encode_entry(Entry(session, runtime.now_ns(), group)))
         await replay(tables, journal, position)
@@ -110,10 +112,10 @@ async def _commit_staged(
     # The log goes on, so that a recovery that is killed in its turn sends nothing twice either.
     committer.on_submit = staging.log_submitted
     committer.on_withdraw = staging.log_withdrawn
-    writeback = Writeback(staging, committer, replicas, runtime)
     failures: list[AgentfsError] = []
     try:
-        async with trio.open_nursery() as nursery:
+        async with open_packer(replicas, replicas, committer, runtime) as packer, trio.open_nursery() as nursery:
+            writeback = Writeback(staging, committer, packer, runtime)
             nursery.start_soon(committer.run)
             for ino, files in left.files.items():
                 inode = tables.inode(ino)
@@ -122,13 +124,9 @@ async def _commit_staged(
                 for file in files:
                     staging.adopt(ino, file, size=inode.size, now_ns=runtime.now_ns())
                 staging.log.append(Frozen(ino))
-                try:
-                    await writeback.commit(ino)
-                except AgentfsError as error:
-                    failures.append(error)
+            await writeback.commit_all(list(staging.files), lambda ino, error: failures.append(error) if error else None)
             nursery.cancel_scope.cancel()
     finally:
-        replicas.on_straggler = None
         committer.abandon()
         staging.close()
     if failures:

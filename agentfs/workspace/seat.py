@@ -101,11 +101,14 @@ def recovery_folders(cache: Path) -> list[str]:
 
 
 @contextmanager
-def open_seat(cache: Path) -> Iterator[Seat]:
-    """Lock the first free seat in a workspace's cache directory. Raises Busy, Denied, NoSpace."""
+def open_seat(cache: Path, *, recovers: bool = True) -> Iterator[Seat]:
+    """Lock the first free seat in a workspace's cache directory; without `recovers`, one in which nothing was left.
+
+    Raises Busy, Denied, NoSpace.
+    """
     try:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path, lock = _lock_one(cache)
+        path, lock = _lock_one(cache, recovers=recovers)
         (path / "staging").mkdir(exist_ok=True, mode=0o700)
     except PermissionError as error:
         raise Denied(f"{cache}: {error.strerror}; name another with --cache-dir") from error
@@ -122,10 +125,11 @@ def _disk_error(path: Path, error: OSError) -> AgentfsError:
     return kind(f"{path}: {error.strerror}; name another with --cache-dir")
 
 
-def _lock_one(cache: Path) -> tuple[Path, int]:
+def _lock_one(cache: Path, *, recovers: bool) -> tuple[Path, int]:
+    seats = [cache / str(number) for number in range(SEATS_MAX)]
+    left = [path for path in seats if (path / _OWNER).exists()]
     # First those that a killed mount left something in: nobody else would ever see to it.
-    left = [path for path in (cache / str(number) for number in range(SEATS_MAX)) if (path / _OWNER).exists()]
-    for path in [*left, *(cache / str(number) for number in range(SEATS_MAX))]:
+    for path in [*left, *seats] if recovers else [path for path in seats if path not in left]:
         path.mkdir(exist_ok=True, mode=0o700)
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

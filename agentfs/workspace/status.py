@@ -20,27 +20,73 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True):
     ttl_seconds: float | None
 
 
+class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica's store was asked over the network since the mount began: requests by verb, and bytes of objects."""
+
+    put: int
+    get: int
+    head: int
+    list: int
+    delete: int
+    bytes_in: int
+    bytes_out: int
+
+
 class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One replica: `state` is up or down, `missing_segments` how many that it should hold and does not."""
+    """One replica. What it lacks, of the segments that files need, is what State says: the same on every mount.
+
+    `state` is up, probing or down, as this mount finds it, and unasked where it is offline; `down_seconds`: how long it has not
+    been up. `latency_seconds`: of recent small reads; None where there were none. `lag_seconds`: the age of the oldest segment
+    that it lacks; None if that is not known. `outstanding`: puts that nobody waits for any more.
+    `requests`: None where they are not counted.
+    """
 
     replica: int
     url: str
     state: str
+    latency_seconds: float | None
+    down_seconds: float | None
     missing_segments: int
+    missing_bytes: int
+    lag_seconds: float | None
+    outstanding: int
     last_error: str
+    requests: RequestCounts | None
+
+
+class EdgeCacheStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The cache on disk: what it answered and fetched since the mount began, and how full it is, which all mounts share.
+
+    `trouble`: why nothing is kept at the moment, "" if it is.
+    """
+
+    directory: str
+    hits: int
+    misses: int
+    hit_bytes: int
+    fetched_bytes: int
+    used_bytes: int
+    max_bytes: int
+    trouble: str
 
 
 class CacheStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes of chunks in memory, as stored and decoded, their bound, and bytes in staging files on disk."""
+    """Bytes of chunks in memory, as stored and decoded, their bound, and bytes in staging files on disk.
+
+    `edge` is None where there is no cache on disk.
+    """
 
     memory_bytes: int
     memory_max_bytes: int
     staging_bytes: int
+    edge: EdgeCacheStatus | None = None
 
 
 class WorkspaceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A mount at one moment. `oldest_unsaved_seconds` is 0 when nothing is unsaved; `recovered` names recovery folders.
 
+    `write_quorum`: how many replicas `quorum` replication waits for, 0 for most. `reachable`: whether the last write reached as
+    many as it has to. `inline_bytes`: how many of `stored_bytes` are in State and the journal, not in segments.
     `lease_ttl_seconds` is this mount's own, `leases` how many files and spaces it holds leases on.
     """
 
@@ -48,6 +94,8 @@ class WorkspaceStatus(msgspec.Struct, frozen=True, kw_only=True):
     workspace: str
     durability: str
     replication: str
+    write_quorum: int
+    reachable: bool
     position: int
     pending_transactions: int
     dirty_bytes: int
@@ -55,6 +103,7 @@ class WorkspaceStatus(msgspec.Struct, frozen=True, kw_only=True):
     oldest_unsaved_seconds: float
     files: int
     stored_bytes: int
+    inline_bytes: int
     lease_ttl_seconds: float
     leases: int
     sessions: list[SessionStatus]

@@ -15,7 +15,7 @@ from agentfs.model.errors import AgentfsError
 from agentfs.runtime import Runtime
 from agentfs.workspace.committer import Committer
 
-INTERVAL_SECONDS: Final = 15.0
+INTERVAL_SECONDS: Final = 5.0
 """How long the chores rest when there is nothing to do; to see that costs next to nothing."""
 
 RETRY_SECONDS: Final = 1.0

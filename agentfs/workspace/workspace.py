@@ -4,22 +4,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
 
 import structlog
 
-from agentfs.chunks.contract import Capacity, ChunkStore
+from agentfs.chunks.contract import Capacity
 from agentfs.journal.contract import Journal
 from agentfs.model.changes import Found
 from agentfs.model.codec import decode_entry
 from agentfs.model.entry import Entry
 from agentfs.model.errors import AgentfsError, Busy, Invalid, IsDirectory
-from agentfs.model.ids import Ino, Position, ReplicaId, SessionId
+from agentfs.model.ids import Ino, Position, SessionId
 from agentfs.model.session import OPEN
 from agentfs.runtime import Runtime
 from agentfs.state.apply import Outcome
-from agentfs.state.queries import placements, segment_count
 from agentfs.state.rows import Undo
+from agentfs.state.tables import Tables
 from agentfs.workspace.attributes import Attributes
 from agentfs.workspace.core import Core
 from agentfs.workspace.files import Files
@@ -32,36 +31,15 @@ from agentfs.workspace.reader import DECODED_MAX
 from agentfs.workspace.recovery import recover
 from agentfs.workspace.remote_changes import RemoteChange, directory_path, remote_changes
 from agentfs.workspace.replay import open_state, remove_state
-from agentfs.workspace.seat import open_seat, recovery_folders
-from agentfs.workspace.session import Identity, close_session, open_session
-from agentfs.workspace.status import CacheStatus, LockRow, ReplicaStatus, SessionStatus, WorkspaceStatus
-from agentfs.workspace.writeback import Replicas
-
-Durability = Literal["close", "fsync"]
+from agentfs.workspace.replica_set import ReplicaSet
+from agentfs.workspace.seat import Seat, open_seat, recovery_folders
+from agentfs.workspace.session import close_session, open_session
+from agentfs.workspace.settings import Settings
+from agentfs.workspace.status import CacheStatus, EdgeCacheStatus, LockRow, SessionStatus, WorkspaceStatus
+from agentfs.workspace.storage import OpenStore, Storage, open_storage
+from agentfs.workspace.warming import Warming
 
 _log = structlog.get_logger()
-
-
-class Stores(Replicas, Protocol):
-    """The replicas as the workspace needs them: a store, and what is wrong with each."""
-
-    def last_errors(self) -> dict[ReplicaId, str]:
-        """The last error of each replica that has one."""
-        ...
-
-
-class ChunkCache(ChunkStore, Protocol):
-    """A chunk store that keeps what it read in memory, and says how much that is."""
-
-    @property
-    def used_bytes(self) -> int:
-        """Bytes kept now."""
-        ...
-
-    @property
-    def max_bytes(self) -> int:
-        """The bound of `used_bytes`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,29 +64,30 @@ class VersionRecord:
 
 
 class Workspace:
-    """One mount's workspace. `names`, `files` and `attributes` are its operations."""
+    """One mount's workspace. `names`, `files`, `attributes` and `warming` are its operations."""
 
     def __init__(
         self,
         core: Core,
         parts: Parts,
-        found: Found,
-        chunks: ChunkCache,
-        replicas: Stores,
+        storage: Storage,
         cache: Path,
     ) -> None:
+        found = core.tables.found
+        assert found is not None, "State was replayed"
         self._core = core
         self._heartbeat = parts.heartbeat
         self._judge = parts.judge
         self.locks = parts.locks
         self._lock_list = LockList(core.tables, parts.locks, lambda: core.committer.session, self.ttl_of, core.runtime)
         self._found = found
-        self._chunks = chunks
-        self._replicas = replicas
+        self._storage = storage
         self._cache = cache
         self.names = Names(core)
         self.files = Files(core)
-        self.attributes = Attributes(core, len(found.replicas), self._lock_list.holders)
+        self.replicas = ReplicaSet(core, storage)
+        self.attributes = Attributes(core, self._lock_list.holders)
+        self.warming = Warming(core, storage.chunks)
 
     def announce_xattr(self, name: bytes, announce: Callable[[], None]) -> bool:
         """Whether any file has that extended attribute; if not, `announce` is called once one may have."""
@@ -158,7 +137,7 @@ class Workspace:
 
     async def capacity(self) -> Capacity | None:
         """What the replicas can hold: that of the smallest one."""
-        return await self._replicas.capacity()
+        return await self._storage.replicas.capacity()
 
     @property
     def inode_count(self) -> int:
@@ -186,14 +165,15 @@ class Workspace:
         core = self._core
         total = self._unsaved_bytes()
         failed = []
-        for ino in self._unsaved():
-            try:
-                await core.writeback.commit(ino)
-            except AgentfsError as error:
+
+        def done(ino: Ino, error: AgentfsError | None) -> None:
+            if error is not None:
                 failed.append(f"{path_of(core.tables, ino)}: {error}")
             if report is not None:
                 left = self._unsaved_bytes()
                 report(DrainProgress(max(0, total - left), total, len(self._unsaved()), core.committer.pending))
+
+        await core.writeback.commit_all(self._unsaved(), done)
         try:
             await core.committer.sync()
         except AgentfsError as error:
@@ -210,6 +190,8 @@ class Workspace:
             workspace=self._found.workspace,
             durability="close" if core.wait_for_close else "fsync",
             replication=self._found.replication,
+            write_quorum=self._found.write_quorum,
+            reachable=self._storage.replicas.reachable,
             position=tables.position,
             pending_transactions=core.committer.pending,
             dirty_bytes=self._unsaved_bytes(),
@@ -217,13 +199,10 @@ class Workspace:
             oldest_unsaved_seconds=round(core.staging.oldest_seconds(unsaved), 3),
             files=self.inode_count,
             stored_bytes=self.stored_bytes,
+            inline_bytes=tables.counters["inline"],
             sessions=self._sessions(),
-            replicas=self._replica_states(),
-            cache=CacheStatus(
-                memory_bytes=core.reader.decoded_bytes + self._chunks.used_bytes,
-                memory_max_bytes=DECODED_MAX + self._chunks.max_bytes,
-                staging_bytes=core.staging.disk_bytes,
-            ),
+            replicas=self.replicas.states(),
+            cache=self._cache_status(),
             recovered=recovery_folders(self._cache),
             lease_ttl_seconds=self._heartbeat.ttl_seconds,
             leases=sum(any(g.session == core.committer.session for g in each.grants) for each in tables.leases.values()),
@@ -281,74 +260,68 @@ class Workspace:
             if each.standing == OPEN
         ]
 
-    def _replica_states(self) -> list[ReplicaStatus]:
-        tables, errors = self._core.tables, self._replicas.last_errors()
-        total, held = segment_count(tables), placements(tables)
-        return [
-            ReplicaStatus(
-                replica=each.replica,
-                url=each.url,
-                state="down" if each.replica in errors else "up",
-                missing_segments=total - held.get(each.replica, 0),
-                last_error=errors.get(each.replica, ""),
-            )
-            for each in self._found.replicas
-        ]
+    def _cache_status(self) -> CacheStatus:
+        core, storage = self._core, self._storage
+        return CacheStatus(
+            memory_bytes=core.reader.decoded_bytes + storage.chunks.used_bytes,
+            memory_max_bytes=DECODED_MAX + storage.chunks.max_bytes,
+            staging_bytes=core.staging.disk_bytes,
+            edge=None if storage.edge is None else EdgeCacheStatus(**storage.edge.status._asdict()),
+        )
 
 
 @asynccontextmanager
 async def open_workspace(
     *,
     journal: Journal,
-    chunks: ChunkCache,
-    replicas: Stores,
+    open_store: OpenStore,
     cache_dir: Path,
+    settings: Settings,
     runtime: Runtime,
-    host: str,
-    pid: int,
-    label: str = "",
-    read_only: bool = False,
-    durability: Durability = "close",
-    lease_ttl_seconds: float = 10.0,
-    staleness_seconds: float = 0.0,
     kernel: Kernel | None = None,
 ) -> AsyncIterator[Workspace]:
     """Bring State up to the journal's tail, recover what a killed mount left, register a session, and serve.
 
-    `chunks` is what is read through, `replicas` what is written to. On the way out everything is drained;
-    what could not be stays staged for the next mount. `kernel` is told what other mounts change.
+    `open_store` opens the replicas that State names. On the way out everything is drained; what could not be stays staged for
+    the next mount. `kernel` is told what other mounts change.
     """
-    identity = Identity(host=host, pid=pid, label=label, ttl_seconds=lease_ttl_seconds)
-    found = await _first_change(journal)
-    cache = cache_dir / found.workspace
-    with open_seat(cache) as seat:
-        if not seat.same_boot():
-            # A State is written without fsync: after a power cut it need not be whole, and the journal has all of it.
-            remove_state(seat.state_path)
-        tables = await open_state(seat.state_path, journal)
-        try:
-            await recover(seat, tables, journal, replicas, runtime)
-            registration = await open_session(tables, journal, runtime, identity)
+    async with open_seat_and_state(journal, cache_dir, recovers=not settings.offline) as (seat, tables):
+        async with open_storage(tables, open_store, settings, cache_dir, runtime) as storage:
+            await recover(seat, tables, journal, storage.replicas, runtime)
+            registration = await open_session(tables, journal, runtime, settings.identity)
             seat.take(registration.session)
             serving = open_parts(
                 tables=tables,
                 journal=journal,
                 registration=registration,
-                identity=identity,
+                settings=settings,
                 seat=seat,
-                chunks=chunks,
-                replicas=replicas,
+                storage=storage,
                 kernel=kernel or NoKernel(),
-                staleness_seconds=staleness_seconds,
                 runtime=runtime,
             )
             async with serving as (core, parts):
-                core.read_only, core.wait_for_close = read_only, durability == "close"
-                workspace = Workspace(core, parts, found, chunks, replicas, cache)
+                workspace = Workspace(core, parts, storage, seat.path.parent)
                 yield workspace
                 left = await _leave(workspace, core, journal)
-            if not left:
-                seat.clear()
+        if not left:
+            seat.clear()
+
+
+@asynccontextmanager
+async def open_seat_and_state(journal: Journal, cache_dir: Path, *, recovers: bool) -> AsyncIterator[tuple[Seat, Tables]]:
+    """A free seat, and State at the journal's tail in it; without `recovers` a seat that nothing was left in.
+
+    Raises Busy, Denied and NoSpace for the cache directory, Invalid and Corrupt for the journal.
+    """
+    found = await _first_change(journal)
+    with open_seat(cache_dir / found.workspace, recovers=recovers) as seat:
+        if not seat.same_boot():
+            # A State is written without fsync: after a power cut it need not be whole, and the journal has all of it.
+            remove_state(seat.state_path)
+        tables = await open_state(seat.state_path, journal)
+        try:
+            yield seat, tables
         finally:
             tables.close()
 

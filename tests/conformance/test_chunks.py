@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -119,11 +119,12 @@ class Moody:
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         self._asked += 1
         left = self._asked
-        async for info in self._store.list(prefix):
-            if not left:
-                raise Unavailable("not in the mood")
-            yield info
-            left -= 1
+        async with aclosing(self._store.list(prefix)) as listing:  # type: ignore[type-var]
+            async for info in listing:
+                if not left:
+                    raise Unavailable("not in the mood")
+                yield info
+                left -= 1
 
     async def delete(self, key: str) -> None:
         await self._either(lambda: self._store.delete(key))
@@ -138,6 +139,7 @@ class Moody:
         # Counted for each task: among many at once one could be unlucky every time.
         task = trio.lowlevel.current_task()
         asked = self._asked_by[task] = self._asked_by.get(task, 0) + 1
+        self._asked += 1
         if asked % 4 == 1:
             raise Unavailable("not in the mood")
         answer = await ask()

@@ -498,6 +498,22 @@ def test_digest_is_of_the_content(mounted: Place) -> None:
     assert said(path, "digest") == f"sha256:{hashlib.sha256(body).hexdigest()}"
 
 
+def test_cached_says_how_much_is_here(mounted: Place) -> None:
+    mounted.needs("ask what is cached")
+    small, big = mounted.path / "small", mounted.path / "big"
+    small.write_bytes(b"x" * 100)
+    body = os.urandom(5 << 20)
+    big.write_bytes(body)
+    mounted.remount()
+    assert said(small, "cached") == "100/100"
+    assert said(big, "cached") == f"0/{5 << 20}"
+    with open(big, "rb") as file:
+        assert file.read(1) == body[:1]
+    assert said(big, "cached") == f"{1 << 20}/{5 << 20}"
+    assert big.read_bytes() == body
+    assert said(big, "cached") == f"{5 << 20}/{5 << 20}"
+
+
 def test_replicas_and_writer(unmounted: Mount) -> None:
     unmounted.create()
     unmounted.mount("--label", "agent seven")
@@ -526,7 +542,7 @@ def test_attributes_of_agentfs_are_read_only(mounted: Place) -> None:
     mounted.needs("guard")
     (mounted.path / "f").write_bytes(b"x")
     for path, names in (
-        (mounted.path / "f", ("version", "commit", "writer", "digest", "replicas", "new")),
+        (mounted.path / "f", ("version", "commit", "writer", "digest", "replicas", "cached", "new")),
         (mounted.path, ("position",)),
     ):
         for name in names:
@@ -542,7 +558,7 @@ def test_getfattr_shows_them(mounted: Place) -> None:
     path.write_bytes(b"x" * 40_000)
     os.setxattr(path, "user.mine", b"yes")
     shown = shell("getfattr", "-d", "--absolute-names", path)
-    for name in ("version", "commit", "writer", "digest", "replicas"):
+    for name in ("version", "commit", "writer", "digest", "replicas", "cached"):
         assert f'user.agentfs.{name}="' in shown
     assert 'user.mine="yes"' in shown
     root = shell("getfattr", "-d", "--absolute-names", mounted.path)

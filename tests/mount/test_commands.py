@@ -152,7 +152,7 @@ def spoil(path: Path, damage: str) -> None:
     elif damage == "missing":
         path.unlink()
     elif path.suffix == ".toml":
-        path.write_text(path.read_text().replace("format = 1", "format = 99"))
+        path.write_text(path.read_text().replace("format = 2", "format = 99"))
     else:
         make_newer(path)
 
@@ -185,7 +185,19 @@ def make_newer(path: Path) -> None:
         ("mount", NAME, ".", "--staleness", "soon"),
         ("mount", NAME, ".", "--nonsense"),
         ("create",),
+        ("mount", NAME, ".", "--timeout", "0"),
+        ("mount", NAME, ".", "--cache-size", "1K"),
+        ("mount", NAME, ".", "-o", "unreachable=never"),
         ("create", "x", "--replication", "some"),
+        ("create", "x", "--write-quorum", "1"),
+        ("create", "x", "--replication", "quorum", "--write-quorum", "3"),
+        ("create", "x", "--replica", "s3://key:secret@bucket/x"),
+        ("create", "x", "--replica", "https://example.com/x"),
+        ("create", "x", "--replica", "s3://bucket/a", "--replica", "s3://bucket/a/b"),
+        ("replicas", "list", "nowhere"),
+        ("replicas", "add"),
+        ("replicas", "remove", "one"),
+        ("replicas", "scrub", "nowhere"),
         ("status", "/nonexistent"),
         ("status", "/"),
         ("locks", "/nonexistent"),
@@ -207,7 +219,13 @@ def test_bad_arguments(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert mounts_under(tmp_path) == []
 
 
-@pytest.mark.parametrize("command", ["", "create", "mount", "umount", "unmount", "status", "locks", "log", "doctor", "fsck"])
+COMMANDS = (
+    *("", "create", "mount", "umount", "unmount", "status", "replicas", "warm", "cache"),
+    *("locks", "log", "events", "doctor", "fsck"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help(tmp_path: Path, command: str) -> None:
     if os.environ.get("AGENTFS_TEST_DIR"):
         pytest.skip("AGENTFS_TEST_DIR is a plain directory: no commands")

@@ -152,8 +152,8 @@ def test_s2_close_commits(shared_mount: Mount, here: Path) -> None:
     for run in write.runs:
         assert isinstance(run, ChunkRun)
         key = f"segments/{run.segment.hex()[:2]}/{run.segment.hex()}.seg"
-        for replica in ("1", "2"):
-            assert (shared_mount.cli.root / NAME / "replicas" / replica / key).is_file()
+        for replica in (1, 2):
+            assert (shared_mount.replica(replica) / key).is_file()
 
 
 def test_s3_each_close_of_a_copy_of_the_descriptor_commits(shared_mount: Mount, here: Path) -> None:
@@ -628,7 +628,7 @@ def test_s35_inode_numbers(mounted: Mount) -> None:
 
 def test_s36_space_is_that_of_the_smallest_replica(shared_mount: Mount) -> None:
     space = os.statvfs(shared_mount.path)
-    disk = os.statvfs(shared_mount.cli.root)
+    disk = os.statvfs(shared_mount.replica(1))
     assert space.f_blocks * space.f_frsize == disk.f_blocks * disk.f_frsize // 4096 * 4096
     assert (space.f_namemax, space.f_ffree) == (255, 1 << 32)
 
@@ -680,7 +680,7 @@ def test_s40_own_attributes_are_listed_and_read_only(here: Path) -> None:
     path = here / "f"
     path.write_bytes(b"x")
     os.setxattr(path, "user.mine", b"1")
-    own = {f"user.agentfs.{name}" for name in ("version", "commit", "writer", "digest", "replicas")}
+    own = {f"user.agentfs.{name}" for name in ("version", "commit", "writer", "digest", "replicas", "cached")}
     assert set(os.listxattr(path)) == own | {"user.mine"}
     assert set(os.listxattr(here)) == {"user.agentfs.commit", "user.agentfs.writer"}
     for name in (*own, "user.agentfs.new"):
@@ -694,6 +694,13 @@ def test_s40_own_attributes_are_listed_and_read_only(here: Path) -> None:
     assert refused.returncode == 1
     assert "user.agentfs.version" in refused.stderr
     assert os.getxattr(here / "loud", "user.mine") == b"1"
+
+
+def test_s40_cached_counts_what_needs_no_replica(here: Path) -> None:
+    path = here / "f"
+    path.write_bytes(b"x" * 1000)
+    os.truncate(path, 4096)
+    assert os.getxattr(path, "user.agentfs.cached") == b"4096/4096"
 
 
 def test_s40_rsync_needs_a_filter(here: Path) -> None:
@@ -1042,7 +1049,7 @@ def test_s61_a_full_replica_fails_close_and_the_bytes_stay(unmounted: Mount) -> 
         unmounted.umount()
 
 
-def damaged(mount: Mount, path: Path, replicas: tuple[str, ...], which: slice) -> tuple[int, list[Path]]:
+def damaged(mount: Mount, path: Path, replicas: tuple[int, ...], which: slice) -> tuple[int, list[Path]]:
     """Unmount and overwrite bytes in some of a file's chunks; the offset of the first, and the damaged segments."""
     ino = ino_of(path)
     mount.umount()
@@ -1053,7 +1060,7 @@ def damaged(mount: Mount, path: Path, replicas: tuple[str, ...], which: slice) -
         assert any(isinstance(change, AddSegment) and change.name == run.segment for change in changes(mount))
         key = f"segments/{run.segment.hex()[:2]}/{run.segment.hex()}.seg"
         for replica in replicas:
-            segments.append(mount.cli.root / NAME / "replicas" / replica / key)
+            segments.append(mount.replica(replica) / key)
             with open(segments[-1], "rb+") as file:
                 file.seek(run.chunk.start + 1000)
                 file.write(bytes(64))
@@ -1064,7 +1071,7 @@ def damaged(mount: Mount, path: Path, replicas: tuple[str, ...], which: slice) -
 def test_s62_damage_everywhere_is_an_error_on_that_chunk_only(mounted: Mount) -> None:
     body = random.Random(62).randbytes(3 * MIB)
     (mounted.path / "f").write_bytes(body)
-    offset, _ = damaged(mounted, mounted.path / "f", ("1", "2"), slice(1, 2))
+    offset, _ = damaged(mounted, mounted.path / "f", (1, 2), slice(1, 2))
     descriptor = opened(mounted.path / "f", os.O_RDONLY | os.O_DIRECT)
     with fails(errno.EIO):
         os.pread(descriptor, 4096, offset)
@@ -1078,7 +1085,7 @@ def test_s62_damage_everywhere_is_an_error_on_that_chunk_only(mounted: Mount) ->
 def test_s63_damage_in_one_replica_is_read_around_and_repaired(mounted: Mount) -> None:
     body = random.Random(63).randbytes(3 * MIB)
     (mounted.path / "f").write_bytes(body)
-    _, (segment, *_) = damaged(mounted, mounted.path / "f", ("1",), slice(None))
+    _, (segment, *_) = damaged(mounted, mounted.path / "f", (1,), slice(None))
     twin = Path(str(segment).replace("/replicas/1/", "/replicas/2/"))
     assert segment.read_bytes() != twin.read_bytes()
     assert (mounted.path / "f").read_bytes() == body

@@ -53,6 +53,7 @@ STATUS = WorkspaceStatus(
     oldest_unsaved_seconds=0.5,
     files=3,
     stored_bytes=4,
+    inline_bytes=4,
     lease_ttl_seconds=10.0,
     leases=1,
     sessions=[SessionStatus(session=1, host="h", pid=2, label="", opened_ns=3, this=True, ttl_seconds=9.5)],

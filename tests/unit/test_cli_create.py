@@ -2,29 +2,33 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
+import trio
 
-from agentfs.cli.creation import NewWorkspace, create_workspace
+from agentfs.cli.creation import NewWorkspace, StartJournal, create_workspace
 from agentfs.cli.layout import WorkspaceDirectory
+from agentfs.cli.replica_place import directory_of, open_place, replica_url
 from agentfs.cli.workspace_file import read_workspace_file
 from agentfs.model.changes import Found
 from agentfs.model.codec import decode_entry
 from agentfs.model.errors import Exists, Invalid, NoSpace, NotDirectory
+from agentfs.runtime import SystemRuntime
 
 
 def tree(root: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(root)): path.read_bytes() if path.is_file() else None for path in sorted(root.rglob("*"))}
 
 
-def new(tmp_path: Path, *replicas: Path) -> NewWorkspace:
+def new(tmp_path: Path, *replicas: Path | str) -> NewWorkspace:
     return NewWorkspace(
         name="demo",
         root=tmp_path / "data/agentfs",
         workspace="6f3d0a4e-8f3c-4f0e-9d5b-0a3f0a4e8f3c",
-        replicas=replicas,
+        replicas=tuple(replica_url(str(each)) for each in replicas),
         replication="sync",
         durability="close",
         time_ns=1_700_000_000_000_000_000,
@@ -33,27 +37,37 @@ def new(tmp_path: Path, *replicas: Path) -> NewWorkspace:
     )
 
 
-def write_journal(path: Path, payload: bytes) -> None:
+async def write_journal(path: Path, payload: bytes) -> None:
     path.write_bytes(payload)
 
 
-def fail_journal(path: Path, payload: bytes) -> None:
+async def fail_journal(path: Path, payload: bytes) -> None:
     path.write_bytes(payload)
     raise NoSpace("full")
 
 
+async def no_journal(path: Path, payload: bytes) -> None:
+    pass
+
+
+def create(wanted: NewWorkspace, start_journal: StartJournal = write_journal) -> WorkspaceDirectory:
+    opening = partial(open_place, runtime=SystemRuntime())
+    return trio.run(partial(create_workspace, wanted, start_journal=start_journal, open_place=opening))
+
+
 def test_the_embedded_default(tmp_path: Path) -> None:
-    directory = create_workspace(new(tmp_path), start_journal=write_journal)
+    directory = create(new(tmp_path))
     file = read_workspace_file(directory, root=tmp_path)
-    assert (file.name, file.replication, file.durability) == ("demo", "sync", "close")
-    places = [place.directory(directory.path) for place in file.replicas]
+    assert (file.name, file.durability) == ("demo", "close")
+    places = [directory_of(place.url, directory.path) for place in file.replicas]
     assert places == [directory.path / "replicas/1", directory.path / "replicas/2"]
-    assert [msgspec.json.decode((place / "agentfs-replica.json").read_bytes())["replica"] for place in places] == [1, 2]
+    markers = [directory.path / f"replicas/{number}/agentfs-replica.json" for number in (1, 2)]
+    assert [msgspec.json.decode(marker.read_bytes())["replica"] for marker in markers] == [1, 2]
     assert os.listdir(directory.path.parent) == ["demo"]
 
 
 def test_the_journal_begins_with_what_was_founded(tmp_path: Path) -> None:
-    directory = create_workspace(new(tmp_path), start_journal=write_journal)
+    directory = create(new(tmp_path))
     entry = decode_entry((directory.path / "journal.sqlite").read_bytes())
     assert (entry.session, [transaction.number for transaction in entry.transactions]) == (0, [1])
     found = entry.transactions[0].changes[0]
@@ -62,16 +76,16 @@ def test_the_journal_begins_with_what_was_founded(tmp_path: Path) -> None:
 
 
 def test_a_moved_workspace_finds_its_replicas(tmp_path: Path) -> None:
-    directory = create_workspace(new(tmp_path), start_journal=write_journal)
+    directory = create(new(tmp_path))
     directory.path.rename(tmp_path / "moved")
     moved = WorkspaceDirectory(tmp_path / "moved")
-    places = read_workspace_file(moved, root=tmp_path).replicas
-    assert all(place.directory(moved.path).is_dir() for place in places)
+    places = [directory_of(place.url, moved.path) for place in read_workspace_file(moved, root=tmp_path).replicas]
+    assert all(place is not None and place.is_dir() for place in places)
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(NoSpace):
-        create_workspace(new(tmp_path), start_journal=fail_journal)
+        create(new(tmp_path), fail_journal)
     assert tree(tmp_path) == {}
 
 
@@ -81,7 +95,7 @@ def test_a_failure_puts_replica_directories_back(tmp_path: Path) -> None:
     before = tree(tmp_path)
     wanted = new(tmp_path, tmp_path / "empty", tmp_path / "disk", tmp_path / "absent/deep")
     with pytest.raises(NoSpace):
-        create_workspace(wanted, start_journal=fail_journal)
+        create(wanted, fail_journal)
     assert tree(tmp_path) == before
 
 
@@ -105,8 +119,8 @@ def test_whatever_call_fails_nothing_is_left(tmp_path: Path, monkeypatch: pytest
         with monkeypatch.context() as patched:
             patched.setattr(Path, broken, limited)
             try:
-                create_workspace(wanted, start_journal=lambda path, payload: None)
-            except OSError:
+                create(wanted, no_journal)
+            except (OSError, NoSpace):
                 pass
             else:
                 assert allowed > 0
@@ -116,21 +130,18 @@ def test_whatever_call_fails_nothing_is_left(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_taken_name_is_refused_and_kept(tmp_path: Path) -> None:
-    create_workspace(new(tmp_path), start_journal=write_journal)
+    create(new(tmp_path))
     before = tree(tmp_path)
     with pytest.raises(Exists, match="agentfs mount demo"):
-        create_workspace(replace(new(tmp_path), workspace="other"), start_journal=write_journal)
+        create(replace(new(tmp_path), workspace="other"))
     assert tree(tmp_path) == before
 
 
 def test_the_replica_of_another_workspace_is_refused_naming_it(tmp_path: Path) -> None:
-    create_workspace(new(tmp_path, tmp_path / "disk"), start_journal=write_journal)
+    create(new(tmp_path, tmp_path / "disk"))
     before = tree(tmp_path)
     with pytest.raises(Exists, match="replica 1 of workspace demo"):
-        create_workspace(
-            replace(new(tmp_path, tmp_path / "fresh", tmp_path / "disk"), name="two", workspace="other"),
-            start_journal=write_journal,
-        )
+        create(replace(new(tmp_path, tmp_path / "fresh", tmp_path / "disk"), name="two", workspace="other"))
     assert tree(tmp_path) == before
 
 
@@ -138,7 +149,7 @@ def test_a_directory_with_files_is_no_replica(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk/photo").write_bytes(b"x")
     with pytest.raises(Exists, match="not empty"):
-        create_workspace(new(tmp_path, tmp_path / "disk"), start_journal=write_journal)
+        create(new(tmp_path, tmp_path / "disk"))
     assert tree(tmp_path) == {"disk": None, "disk/photo": b"x"}
 
 
@@ -146,18 +157,18 @@ def test_a_file_is_no_replica(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     for path in (tmp_path / "file", tmp_path / "file/below"):
         with pytest.raises((NotDirectory, OSError)):
-            create_workspace(new(tmp_path, path), start_journal=write_journal)
+            create(new(tmp_path, path))
     assert tree(tmp_path) == {"file": b"x"}
 
 
 def test_replicas_inside_one_another_are_refused(tmp_path: Path) -> None:
     for pair in ((tmp_path / "a", tmp_path / "a"), (tmp_path / "a", tmp_path / "a/b")):
         with pytest.raises(Invalid, match="overlap"):
-            create_workspace(new(tmp_path, *pair), start_journal=write_journal)
+            create(new(tmp_path, *pair))
     assert tree(tmp_path) == {}
 
 
 def test_a_bad_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Invalid):
-        create_workspace(replace(new(tmp_path), name="../x"), start_journal=write_journal)
+        create(replace(new(tmp_path), name="../x"))
     assert tree(tmp_path) == {}

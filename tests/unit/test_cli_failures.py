@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from agentfs.cli.failures import EXIT_CODES, MEANINGS, exit_code_of, from_os_error, line_of, operating_error
-from agentfs.cli.main import main
+from agentfs.cli.failures import EXIT_CODES, INTERRUPTED, MEANINGS, exit_code_of, from_os_error, line_of, operating_error
+from agentfs.cli.main import group, main
 from agentfs.model import errors
 from agentfs.model.errors import AgentfsError
 
@@ -65,6 +65,17 @@ def test_usage_errors_are_one_line_with_code_two(capfd: pytest.CaptureFixture[st
     assert all(line.startswith("agentfs: ") and "--help" in line for line in lines)
 
 
+def test_ctrl_c_is_one_line_wherever_it_comes(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    for raised in (KeyboardInterrupt(), BaseExceptionGroup("x", [BaseExceptionGroup("y", [KeyboardInterrupt()])])):
+
+        def interrupted(*arguments: object, raised: BaseException = raised, **options: object) -> None:
+            raise raised
+
+        monkeypatch.setattr(group, "main", interrupted)
+        assert main([]) == INTERRUPTED
+    assert capfd.readouterr().err == "agentfs: interrupted\n" * 2
+
+
 def test_an_unknown_workspace_is_one_line_that_says_how_to_mend_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["mount", "--root", str(tmp_path), "nope", str(tmp_path)]) == 3
     shown = capfd.readouterr().err
@@ -78,7 +89,11 @@ def test_a_lease_ttl_out_of_bounds_is_refused(tmp_path: Path, capfd: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    "command", ["", "create", "mount", "umount", "unmount", "status", "locks", "locks break", "log", "fsck", "doctor"]
+    "command",
+    [
+        *("", "create", "mount", "umount", "unmount", "status", "locks", "locks break", "log", "events", "fsck", "doctor"),
+        *("replicas", "replicas list", "replicas add", "replicas remove", "replicas scrub", "warm", "cache", "cache clear"),
+    ],
 )
 def test_every_command_has_help(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main([*command.split(), "--help"]) == 0

@@ -14,6 +14,7 @@ def test_nothing_given_is_the_default() -> None:
 
 def test_our_own_options() -> None:
     texts = ["ro,allow_other,uid=1000,gid=100,umask=027", "durability=fsync,lease_ttl=2.5,staleness=1,strict,label=ci job"]
+    texts += ["timeout=5,unreachable=erofs,offline,nohedge,cache_size=10G"]
     assert parse_options([*texts, "cache_dir=/c,root=/r"]) == MountOptions(
         read_only=True,
         allow_other=True,
@@ -25,6 +26,11 @@ def test_our_own_options() -> None:
         staleness_seconds=1.0,
         strict=True,
         label="ci job",
+        timeout_seconds=5.0,
+        unreachable="erofs",
+        offline=True,
+        hedging=False,
+        cache_size_bytes=10 << 30,
         cache_dir=Path("/c"),
         root=Path("/r"),
     )
@@ -61,6 +67,12 @@ def test_what_fstab_and_mount_pass_is_accepted() -> None:
         "staleness=",
         "label=",
         "cache_dir=relative",
+        "timeout=long",
+        "unreachable=never",
+        "unreachable",
+        "offline=1",
+        "cache_size=",
+        "cache_size=big",
         "ro=1",
         "nodev=1",
     ],
@@ -80,6 +92,18 @@ def test_a_lease_ttl_has_bounds(seconds: str) -> None:
 def test_staleness_has_bounds(seconds: str) -> None:
     with pytest.raises(Invalid, match=r"staleness .* 0 to 60"):
         parse_options([f"staleness={seconds}"])
+
+
+@pytest.mark.parametrize("seconds", ["0", "3601", "nan"])
+def test_a_timeout_has_bounds(seconds: str) -> None:
+    with pytest.raises(Invalid, match=r"timeout .* 1 to 3600"):
+        parse_options([f"timeout={seconds}"])
+
+
+def test_a_cache_has_a_least_size() -> None:
+    assert parse_options(["cache_size=64M"]).cache_size_bytes == 64 << 20
+    with pytest.raises(Invalid, match=r"63\.9 MiB: it needs 64\.0 MiB"):
+        parse_options(["cache_size=67000000"])
 
 
 def test_the_bounds_themselves_are_allowed() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from agentfs.cli.amounts import bytes_text, columns, path_text, seconds_text
+from agentfs.cli.amounts import bytes_text, columns, parse_bytes, path_text, seconds_text
 from agentfs.cli.daemon import last_line
 from agentfs.cli.logs import RotatingLog, open_log
 from agentfs.cli.mount_options import parse_options
@@ -27,6 +27,17 @@ from agentfs.runtime import SystemRuntime
 )
 def test_bytes(count: int, text: str) -> None:
     assert bytes_text(count) == text
+
+
+@pytest.mark.parametrize(("text", "count"), [("0", 0), ("1024", 1024), ("10G", 10 << 30), ("1.5m", 3 << 19), ("2GiB", 2 << 30)])
+def test_sizes_are_read(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "1e9", "10X", "1,5G", "ten"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(Invalid, match="10G"):
+        parse_bytes(text)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.25, "0.2 s"), (61, "1 min 1 s"), (7500, "2 h 5 min"), (90000, "1 d 1 h")])
@@ -115,13 +126,17 @@ def test_what_is_logged_is_structured(tmp_path: Path) -> None:
     assert record == {"event": "slow replica", "replica": 2, "level": "warning"}
 
 
+@pytest.fixture(autouse=True)
+def _default_cache_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AGENTFS_CACHE_SIZE", raising=False)
+
+
 def plan(tmp_path: Path, options: str) -> MountPlan:
     file = WorkspaceFile(
-        format=1,
+        format=2,
         workspace="uuid",
         name="demo",
         journal="journal.sqlite",
-        replication="sync",
         durability="close",
         replicas=[ReplicaPlace(1, "file:replicas/1")],
     )
@@ -140,6 +155,26 @@ def test_the_daemon_is_given_the_same_plan(tmp_path: Path) -> None:
     assert (given["--durability"], given["--label"], given["--cache-dir"]) == ("fsync", "a", str(tmp_path))
     assert (given["--lease-ttl"], given["--staleness"]) == ("2.5", "0.0")
     assert given["--log-file"] == str(tmp_path / "log")
+
+
+def test_the_daemon_is_given_what_was_said_of_replicas_and_cache(tmp_path: Path) -> None:
+    wanted = plan(tmp_path, "timeout=5,unreachable=erofs,offline,nohedge,cache_size=1G")
+    arguments = wanted.arguments()
+    given = dict(zip(arguments[:-3:2], arguments[1:-3:2], strict=True))
+    assert parse_options([given["-o"]]) == parse_options(["unreachable=erofs,offline,nohedge"])
+    assert (given["--timeout"], given["--cache-size"]) == ("5.0", str(1 << 30))
+    settings = wanted.settings()
+    assert (settings.put_timeout_seconds, settings.unreachable, settings.edge_max_bytes) == (5.0, "erofs", 1 << 30)
+    assert (settings.offline, settings.read_only, settings.hedging) == (True, True, False)
+
+
+def test_the_cache_size_comes_from_the_environment_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTFS_CACHE_SIZE", "2G")
+    assert plan(tmp_path, "").cache_size_bytes == 2 << 30
+    assert plan(tmp_path, "cache_size=1G").cache_size_bytes == 1 << 30
+    monkeypatch.setenv("AGENTFS_CACHE_SIZE", "1K")
+    with pytest.raises(Invalid):
+        plan(tmp_path, "")
 
 
 def test_the_workspace_decides_what_the_mount_does_not(tmp_path: Path) -> None:

@@ -3,33 +3,36 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from agentfs.cli.layout import WorkspaceDirectory
 from agentfs.cli.workspace_file import ReplicaPlace, WorkspaceFile, parse_workspace_file, read_workspace_file
 from agentfs.model.errors import Invalid, NotFound
+from agentfs.model.ids import ReplicaId
 
 FILE = WorkspaceFile(
-    format=1,
+    format=2,
     workspace="6f3d0a4e-8f3c-4f0e-9d5b-0a3f0a4e8f3c",
     name="demo",
     journal="journal.sqlite",
-    replication="quorum",
     durability="close",
     replicas=[ReplicaPlace(1, "file:replicas/1"), ReplicaPlace(2, Path('/srv/a "b"\\ü').as_uri())],
 )
+
+OF_FORMAT_1 = FILE.as_toml().replace("format = 2", 'format = 1\nreplication = "quorum"')
 
 
 def test_what_is_written_is_read_again() -> None:
     assert parse_workspace_file(FILE.as_toml(), origin="x") == FILE
 
 
-def test_replica_urls_name_directories() -> None:
-    assert [place.directory(Path("/base")) for place in FILE.replicas] == [Path("/base/replicas/1"), Path('/srv/a "b"\\ü')]
+def test_a_file_of_format_1_is_read() -> None:
+    assert parse_workspace_file(OF_FORMAT_1, origin="x") == replace(FILE, format=1, replication="quorum")
 
 
-def test_a_replica_elsewhere_than_in_a_directory_is_refused() -> None:
-    with pytest.raises(Invalid, match="s3://bucket"):
-        ReplicaPlace(1, "s3://bucket/x").directory(Path("/base"))
+def test_the_file_says_where_this_host_finds_a_replica() -> None:
+    assert FILE.url_of(ReplicaId(1), "s3://bucket/x") == "file:replicas/1"
+    assert FILE.url_of(ReplicaId(3), "s3://bucket/x") == "s3://bucket/x"
 
 
 def test_a_missing_workspace_names_those_there_are(tmp_path: Path) -> None:
@@ -40,8 +43,8 @@ def test_a_missing_workspace_names_those_there_are(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_says_upgrade_whatever_else_is_in_it() -> None:
-    with pytest.raises(Invalid, match=r"format 2.*upgrade"):
-        parse_workspace_file('format = 2\nunknown = "field"\n', origin="x")
+    with pytest.raises(Invalid, match=r"format 3.*upgrade"):
+        parse_workspace_file('format = 3\nunknown = "field"\n', origin="x")
 
 
 @pytest.mark.parametrize(
@@ -50,9 +53,9 @@ def test_a_newer_format_says_upgrade_whatever_else_is_in_it() -> None:
         "",
         "format = [",
         "format = 1\n",
-        FILE.as_toml().replace("quorum", "some"),
+        OF_FORMAT_1.replace("quorum", "some"),
+        FILE.as_toml().replace("close", "never"),
         FILE.as_toml().replace("id = 2", "id = 1"),
-        FILE.as_toml().partition("[[")[0] + "replicas = []\n",
         FILE.as_toml().replace("name =", "nom ="),
     ],
 )

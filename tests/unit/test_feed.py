@@ -12,11 +12,17 @@ import trio
 from agentfs.journal.memory import MemoryJournal
 from agentfs.model.changes import (
     RENAME_EXCHANGE,
+    AddReplica,
+    AddSegment,
     AnyChange,
+    ChunkRun,
     CloseSession,
     Drop,
     Fence,
+    Fold,
     Link,
+    Placed,
+    RemoveReplica,
     RemoveXattr,
     Rename,
     Renew,
@@ -29,7 +35,8 @@ from agentfs.model.changes import (
 from agentfs.model.codec import encode_entry
 from agentfs.model.entry import Entry, Transaction
 from agentfs.model.errors import Invalid, Stale
-from agentfs.model.ids import NO_SESSION, ROOT_INO, Ino, Position, SessionId, TxnNumber, first_ino
+from agentfs.model.extents import Chunk, digest_of
+from agentfs.model.ids import NO_SESSION, ROOT_INO, Ino, Position, ReplicaId, SessionId, TxnNumber, first_ino
 from agentfs.state.tables import Tables, open_tables
 from agentfs.workspace import feed as feed_module
 from agentfs.workspace.events import Event
@@ -38,6 +45,8 @@ from tests.simulation.entries import DIRECTORY, Generator, Made, founding, make,
 
 A, B, C = SessionId(1), SessionId(2), SessionId(3)
 D, E, F, G = (Ino(first_ino(A) + number) for number in range(4))
+SEGMENT = b"s" * 32
+FOLDED = ChunkRun(0, SEGMENT, Chunk(4, 9, 7, digest_of(b"content")))
 BOUND_SECONDS = 10
 
 
@@ -124,6 +133,8 @@ CASES: list[tuple[list[AnyChange], list[tuple[object, ...]]]] = [
     ([CloseSession()], [("closed", A)]),
     ([Fence(B)], [("fenced", B)]),
     ([Renew()], []),
+    ([AddReplica(ReplicaId(3), "memory:3"), RemoveReplica(ReplicaId(3))], []),
+    ([AddSegment(SEGMENT, 90, [ReplicaId(1)]), Fold(F, 1, [FOLDED]), Placed(SEGMENT, ReplicaId(2))], []),
 ]
 
 

@@ -7,7 +7,10 @@ import pytest
 
 from agentfs.model.changes import (
     RENAME_EXCHANGE,
+    AddSegment,
     AnyChange,
+    ChunkRun,
+    Fold,
     Link,
     Rename,
     Rmdir,
@@ -17,7 +20,8 @@ from agentfs.model.changes import (
     Unlink,
 )
 from agentfs.model.entry import Entry, Transaction
-from agentfs.model.ids import ROOT_INO, Ino, Position, SessionId, TxnNumber, first_ino
+from agentfs.model.extents import Chunk, digest_of
+from agentfs.model.ids import ROOT_INO, Ino, Position, ReplicaId, SessionId, TxnNumber, first_ino
 from agentfs.state.apply import apply_entry
 from agentfs.state.tables import Tables, open_tables
 from agentfs.workspace.remote_changes import Kind, RemoteChange, directory_path, remote_changes
@@ -101,6 +105,12 @@ def test_what_aborted_or_came_twice_is_nothing(tables: Tables) -> None:
     assert rows(derive(tables, [[make(NEW, b"n"), make(NEWER, b"f")], [make(NEW, b"m")]])) == [("created", "/m")]
     again = Entry(A, 3, [Transaction(tables.sessions[A].seen, [make(NEW, b"m")])])
     assert rows(apply(tables, again)) == []
+
+
+def test_where_bytes_are_is_nothing_to_watchers(tables: Tables) -> None:
+    folded = ChunkRun(0, b"s" * 32, Chunk(4, 9, 7, digest_of(b"content")))
+    assert rows(derive(tables, [[AddSegment(b"s" * 32, 90, [ReplicaId(1)]), Fold(F, 1, [folded])]])) == []
+    assert [extent.chunk for extent in tables.extents(F, 0, 7)] == [folded.chunk]
 
 
 def test_only_known_directories_count(tables: Tables) -> None:
