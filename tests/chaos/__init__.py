@@ -1,0 +1,1 @@
+"""Tests of real mounts over real S3 servers to which things happen."""
