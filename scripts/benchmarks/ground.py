@@ -47,12 +47,13 @@ class Ground:
                     Place(ONE_MOUNT, here / "alone", here / "alone", is_mount=True),
                     Place(TWO_MOUNTS, here / "across", there / "across", is_mount=True),
                 ),
-                hire=lambda: _hired(stack),
+                hire=lambda: hired(stack),
                 scratch=Path(tempfile.mkdtemp(dir=self.base)),
             )
 
 
-def _hired(stack: ExitStack) -> Worker:
+def hired(stack: ExitStack) -> Worker:
+    """A process that ends with the stack."""
     worker = Worker()
     stack.callback(worker.stop)
     return worker
@@ -66,10 +67,10 @@ def open_ground(directory: Path) -> Iterator[Ground]:
     as replicas.
     """
     with ExitStack() as stack:
-        base = _temporary(stack, directory)
+        base = temporary(stack, directory)
         cli = Cli(base)
         # The path of a socket must be short, whatever `directory` is.
-        cli.environment["XDG_RUNTIME_DIR"] = str(_temporary(stack, None))
+        cli.environment["XDG_RUNTIME_DIR"] = str(temporary(stack, None))
         mount = Mount(_made(base / "mount"), label="mount-a", cli=cli)
         stack.callback(mount.discard)
         mount.create()
@@ -85,8 +86,8 @@ def open_ground(directory: Path) -> Iterator[Ground]:
             raise
 
 
-def _temporary(stack: ExitStack, directory: Path | None) -> Path:
-    """A new directory, removed with the stack."""
+def temporary(stack: ExitStack, directory: Path | None) -> Path:
+    """A new directory below `directory`, by default where the system has such, removed with the stack."""
     path = Path(tempfile.mkdtemp(prefix="agentfs-bench-", dir=directory))
     stack.callback(shutil.rmtree, path, ignore_errors=True)
     return path

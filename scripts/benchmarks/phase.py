@@ -47,13 +47,17 @@ class Stage:
         return tuple(place for place in self.places if not place.crosses)
 
 
-class Phase(Protocol):
-    """Something measured in every place, alternately."""
+class Measured(Protocol):
+    """Something to measure, with a name and a line that says what it is."""
 
     name: str
     about: str
     rounds: int
     """How often it is done in each place unless the user says otherwise."""
+
+
+class Phase(Measured, Protocol):
+    """Something measured in every place, alternately: small things, many times."""
 
     def run(self, stage: Stage, rounds: int) -> Findings:
         """Do it. Whatever does not work raises."""

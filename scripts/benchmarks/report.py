@@ -5,29 +5,55 @@ import json
 from collections.abc import Iterator, Sequence
 
 from scripts.benchmarks.machine import Machine
-from scripts.benchmarks.phase import Phase
-from scripts.benchmarks.series import Aim, Findings, Series
+from scripts.benchmarks.phase import Measured
+from scripts.benchmarks.series import Aim, Figure, Findings, Series
 
-_COLUMNS = "  {:<22} {:<11} {:>10} {:>10} {:>10} {:>6} {:>9}"
+_Row = tuple[str, ...]
 
 
-def table(phase: Phase, findings: Findings) -> str:
+def table(phase: Measured, findings: Findings) -> str:
     """A phase's part of the table. The last column is the median beside that of the same thing's first place."""
-    return "\n".join([f"{phase.name}: {phase.about}", *_rows(findings.series), *map(_aim, findings.aims), ""])
+    rows = [*_durations(findings.series), *_figures(findings.figures)]
+    return "\n".join([f"{phase.name}: {phase.about}", *_aligned(rows), *map(_aim, findings.aims), ""])
 
 
-def _rows(series: Sequence[Series]) -> Iterator[str]:
-    yield _COLUMNS.format("", "", "median", "p99", "fastest", "n", "ratio")
+def _aligned(rows: Sequence[_Row]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for what, place, *figures in rows:
+        cells = (figure.rjust(width) for figure, width in zip(figures, widths[2:], strict=True))
+        yield "  ".join(["", what.ljust(widths[0]), place.ljust(widths[1]), *cells]).rstrip()
+
+
+def _durations(series: Sequence[Series]) -> Iterator[_Row]:
+    if series:
+        yield "", "", "median", "p99", "fastest", "n", "ratio"
     first = {one.what: one for one in reversed(series)}
     for one in series:
-        neighbour = first[one.what]
-        ratio = "" if one is neighbour else f"{one.median / neighbour.median:.1f} ×"
-        figures = (_time(one.median), _time(one.p99), _time(one.fastest))
-        yield _COLUMNS.format(one.what, one.place, *figures, len(one.nanoseconds), ratio)
+        times = (_time(one.median), _time(one.p99), _time(one.fastest))
+        yield one.what, one.place, *times, str(len(one.nanoseconds)), _ratio(one, first[one.what])
+
+
+def _figures(figures: Sequence[Figure]) -> Iterator[_Row]:
+    if figures:
+        yield "", "", "median", "least", "most", "n", "ratio"
+    first = {one.what: one for one in reversed(figures)}
+    for one in figures:
+        amounts = (_amount(value, one.unit) for value in (one.median, min(one.values), max(one.values)))
+        yield one.what, one.place, *amounts, str(len(one.values)), _ratio(one, first[one.what])
+
+
+def _ratio(one: Series | Figure, neighbour: Series | Figure) -> str:
+    return f"{one.median / neighbour.median:.2f} ×" if one is not neighbour and neighbour.median else ""
 
 
 def _aim(aim: Aim) -> str:
-    return f"  aim: {aim.what}: {aim.value:.2f} {aim.unit}, at most {aim.bound:g}: {'met' if aim.met else 'MISSED'}"
+    bound = f"at {'least' if aim.at_least else 'most'} {aim.bound:g}"
+    return f"  aim: {aim.what}: {aim.value:.2f} {aim.unit}, {bound}: {'met' if aim.met else 'MISSED'}"
+
+
+def _amount(value: float, unit: str) -> str:
+    digits = 0 if value >= 100 or value == int(value) else 2
+    return f"{value:,.{digits}f} {unit}".rstrip()
 
 
 def _time(nanoseconds: float) -> str:
@@ -57,5 +83,6 @@ def _phase(findings: Findings) -> dict[str, object]:
             }
             for one in findings.series
         ],
+        "figures": [dataclasses.asdict(one) for one in findings.figures],
         "aims": [{**dataclasses.asdict(aim), "met": aim.met} for aim in findings.aims],
     }

@@ -1,4 +1,4 @@
-"""What a phase found: how long one thing took in one place, each time it was done."""
+"""What a phase found: how long one thing took in one place, each time it was done, and other figures."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -34,18 +34,34 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """What else was measured in `place`, once a round: a rate, a count, a number of bytes. 0 may be such a value."""
+
+    what: str
+    place: str
+    unit: str
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """In `unit`."""
+        return statistics.median(self.values)
+
+
+@dataclass(frozen=True, slots=True)
 class Aim:
-    """A figure that the project wants to be at most `bound`, in the same `unit` as `value`."""
+    """A figure that the project wants to be at most `bound`, or at least, in the same `unit` as `value`."""
 
     what: str
     value: float
     bound: float
     unit: str
+    at_least: bool = False
 
     @property
     def met(self) -> bool:
         """Whether it is."""
-        return self.value <= self.bound
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +69,9 @@ class Findings:
     """All that a phase found."""
 
     phase: str
-    series: tuple[Series, ...]
+    series: tuple[Series, ...] = ()
     aims: tuple[Aim, ...] = ()
+    figures: tuple[Figure, ...] = ()
 
 
 class Tally:
@@ -76,6 +93,35 @@ class Tally:
             for (what, place), samples in self._samples.items()
             if what == wanted
         )
+
+
+class Ledger:
+    """Figures as they come, one value a round; each pair of a thing and a place makes a figure."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, str, str], list[float]] = {}
+
+    def add(self, what: str, place: str, value: float, unit: str) -> None:
+        """Note a value."""
+        self._values.setdefault((what, place, unit), []).append(value)
+
+    def figures(self) -> tuple[Figure, ...]:
+        """What was noted; places with the same thing stand together."""
+        order = {what: None for what, _, _ in self._values}
+        return tuple(
+            Figure(what, place, unit, tuple(values))
+            for wanted in order
+            for (what, place, unit), values in self._values.items()
+            if what == wanted
+        )
+
+    def values(self, what: str, place: str) -> list[float]:
+        """What was noted of one thing in one place, in the order of the rounds."""
+        return next(values for (one, where, _), values in self._values.items() if (one, where) == (what, place))
+
+    def median(self, what: str, place: str) -> float:
+        """The median of that."""
+        return statistics.median(self.values(what, place))
 
 
 def median(series: Sequence[Series], what: str, place: str) -> float:

@@ -62,6 +62,15 @@ def forget(shared: Path) -> None:
     moment(shared).clear()
 
 
+def wait_for(shared: Path) -> None:
+    """Return once it has begun."""
+    deadline = time.monotonic() + GIVE_UP_SECONDS
+    while not moment(shared).is_before(perf_counter_ns()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{shared.name} has not begun within {GIVE_UP_SECONDS:g} s")
+        time.sleep(POLL_SECONDS)
+
+
 def saw_content(path: Path, content: bytes, shared: Path) -> int:
     """When an open and read that began after the moment had shown `content`, in nanoseconds."""
     return _saw(lambda: read(path) == content, shared)
