@@ -5,20 +5,29 @@ The only importer of boto3, which takes half a second to import: it is imported 
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from io import SEEK_END, BytesIO
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, TypeVarTuple
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
+import trio
+
 from agentfs.model.errors import AgentfsError, Corrupt, Denied, Invalid, NoSpace, NotFound, Unavailable
+from agentfs.runtime import Runtime
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
 
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
 FORM: Final = "s3://BUCKET/PREFIX?endpoint=URL"
 WHERE_CREDENTIALS_GO: Final = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile in ~/.aws, or the machine's role"
+
+NOTE: Final = "note"
+"""The name in an object's metadata of what `put_if` keeps with it."""
 
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 _PREFIX_MAX: Final = 800
@@ -61,6 +70,12 @@ class S3Place:
         }
         query = f"?{urlencode(texts, safe=':/')}" if texts else ""
         return f"s3://{self.bucket}/{quote(self.prefix)}".removesuffix("/") + query
+
+    @property
+    def put_options(self) -> dict[str, Any]:
+        """What boto3's `put_object` is to be told beside the key and the body."""
+        given = {"StorageClass": self.storage_class, "ServerSideEncryption": self.sse, "SSEKMSKeyId": self.sse_kms_key_id}
+        return {name: value for name, value in given.items() if value is not None}
 
     def key(self, key: str) -> str:
         """The key in the bucket of an object that is called `key` here."""
@@ -142,6 +157,53 @@ def connect(place: S3Place, *, connections: int, timeout_seconds: float) -> "S3C
     return client
 
 
+class S3Threads:
+    """Runs functions with a client for a place in threads of its own. The client is made when it is first needed."""
+
+    def __init__(self, place: S3Place, *, runtime: Runtime, threads_max: int, timeout_seconds: float) -> None:
+        self._place = place
+        self._threads = runtime.threads(threads_max)
+        self._threads_max = threads_max
+        self._timeout_seconds = timeout_seconds
+        self._connecting = trio.Lock()
+        self._client: S3Client | None = None
+        self._closed = False
+
+    async def run(self, function: "Callable[[S3Client, *Args], T]", *args: *Args) -> T:
+        """What the function returns. A caller that is cancelled leaves at once; the thread stays taken until it is done."""
+        client = self._client or await self._connect()
+        try:
+            return await self._threads.run(function, client, *args)
+        except Denied as error:
+            if refuses_credentials(error) and self._client is client:
+                # A client reads the files that credentials are in once: the next one sees what was put there since.
+                self._forget()
+            raise
+
+    def close(self) -> None:
+        """Let go of the connections. Nothing may be run afterwards."""
+        self._closed = True
+        self._forget()
+
+    async def _connect(self) -> "S3Client":
+        async with self._connecting:
+            if self._client is None:
+                client = await self._threads.run(self._new_client)
+                if self._closed:
+                    client.close()
+                    raise Unavailable(f"{_where(self._place, '')} is not used any more")
+                self._client = client
+            return self._client
+
+    def _new_client(self) -> "S3Client":
+        return connect(self._place, connections=self._threads_max, timeout_seconds=self._timeout_seconds)
+
+    def _forget(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+
 @contextmanager
 def translated(place: S3Place, key: str = "") -> Iterator[None]:
     """Turn what boto3 raises into our errors, which name the place, and the object if `key` is one in the bucket."""
@@ -158,13 +220,41 @@ def translated(place: S3Place, key: str = "") -> Iterator[None]:
         raise Unavailable(f"{_where(place, key)} answers what is not S3: {_one_line(error)}") from error
 
 
+def put_if(client: "S3Client", place: S3Place, key: str, body: bytes, *, match: str | None, note: str = "") -> bool:
+    """Put an object where there is none or, with `match`, in place of the one that has this ETag; whether it was put.
+
+    `note` is kept with it, under NOTE in its metadata. Errors as `translated`: who races for the same key may get Unavailable.
+    """
+    from botocore.exceptions import ClientError
+
+    # Ceph compares the ETag without quotes only; AWS takes it either way.
+    options: dict[str, Any] = {"IfNoneMatch": "*"} if match is None else {"IfMatch": match.strip('"')}
+    if note:
+        options["Metadata"] = {NOTE: note}
+    with translated(place, place.key(key)):
+        try:
+            client.put_object(Bucket=place.bucket, Key=place.key(key), Body=body, **place.put_options, **options)
+        except ClientError as error:
+            if _status(error) == 412 or (match is not None and _code(error) == "NoSuchKey"):
+                return False
+            raise
+    return True
+
+
+def says_no_such_key(error: AgentfsError) -> bool:
+    """Whether `error`, from `translated`, is the store's word that there is no object, and not any 404 that a proxy gives."""
+    from botocore.exceptions import ClientError
+
+    return isinstance(error.__cause__, ClientError) and _code(error.__cause__) == "NoSuchKey"
+
+
 def refuses_credentials(error: AgentfsError) -> bool:
     """Whether `error`, from `translated`, says that there are no credentials, or not the right ones: others might help."""
     from botocore.exceptions import ClientError, NoCredentialsError
 
     cause = error.__cause__
     if isinstance(cause, ClientError):
-        return cause.response.get("Error", {}).get("Code") in _CREDENTIALS_REFUSED
+        return _code(cause) in _CREDENTIALS_REFUSED
     return isinstance(cause, NoCredentialsError)
 
 
@@ -256,6 +346,7 @@ _REFUSALS: Final[dict[str, tuple[type[AgentfsError], str]]] = {
     "AccountProblem": (Denied, "there is a problem with the account"),
     "InvalidObjectState": (Denied, "the object is in an archive: restore it"),
     "InvalidStorageClass": (Denied, "there is no such storage class"),
+    "NotImplemented": (Denied, "the server does not offer what is asked of it"),
     "InvalidRange": (Corrupt, "the object is shorter than asked for"),
     "QuotaExceeded": (NoSpace, "the quota is used up"),
     "XMinioStorageFull": (NoSpace, "the store is full"),
@@ -295,7 +386,7 @@ def _refusal(place: S3Place, key: str, error: Any) -> AgentfsError:
     """
     details = error.response.get("Error", {})
     metadata = error.response.get("ResponseMetadata", {})
-    code, status = str(details.get("Code", "")), int(metadata.get("HTTPStatusCode", 0))
+    code, status = _code(error), _status(error)
     where = _where(place, "" if code == "NoSuchBucket" else key)
     if code in _WRONG_REGION or status == 301:
         region = details.get("Region") or metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region")
@@ -329,6 +420,15 @@ def _failure(place: S3Place, key: str, error: Any) -> AgentfsError:
         exceptions.MetadataRetrievalError,
     )
     return (Unavailable if isinstance(error, passing) else Denied)(f"{where}: {reason}")
+
+
+def _code(error: Any) -> str:
+    """What a ClientError's answer calls the refusal, "" if it does not say."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _status(error: Any) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _where(place: S3Place, key: str) -> str:

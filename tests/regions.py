@@ -151,6 +151,13 @@ class Servers:
             self._clients[endpoint] = session.client("s3", endpoint_url=endpoint, config=config)
         return self._clients[endpoint]
 
+    def lend_credentials(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let the environment have the regions' credentials, and no others."""
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
+
     def run(self, verb: str, *arguments: str, count: int | None = None) -> str:
         """Run a verb of `scripts/s3` on the directory, which comes behind the count where there is one; its output."""
         command = [str(SCRIPT), verb, *([] if count is None else [str(count)]), str(self._directory), *arguments]
@@ -169,6 +176,14 @@ class Servers:
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
+class ServersByStore(dict[str, Servers]):
+    """The servers of a pytest process by the kind of their store; made when they are first asked for."""
+
+    def __missing__(self, store: str) -> Servers:
+        self[store] = Servers(store)
+        return self[store]
+
+
 class MakeRegions(Protocol):
     """What the fixture `regions` is."""
 
@@ -178,29 +193,23 @@ class MakeRegions(Protocol):
 
 
 @pytest.fixture(scope="session")
-def region_servers() -> Iterator[dict[str, Servers]]:
+def region_servers() -> Iterator[ServersByStore]:
     """The servers that run, by the kind of their store."""
-    servers: dict[str, Servers] = {}
+    servers = ServersByStore()
     yield servers
     for one in servers.values():
         one.close()
 
 
 @pytest.fixture
-def regions(region_servers: dict[str, Servers], monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeRegions]:
+def regions(region_servers: ServersByStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeRegions]:
     """A function that gives so many regions, at most once in a test for each kind of store."""
     given: list[Region] = []
 
     def make(count: int, *, store: str = "memstore") -> list[Region]:
-        if store not in region_servers:
-            region_servers[store] = Servers(store)
-        servers = region_servers[store]
-        made = servers.regions(count)
+        made = region_servers[store].regions(count)
         given.extend(made)
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            monkeypatch.delenv(name)
-        for name, value in servers.environment.items():
-            monkeypatch.setenv(name, value)
+        region_servers[store].lend_credentials(monkeypatch)
         return made
 
     yield make

@@ -27,7 +27,8 @@ class Journal(Protocol):
     async def read(self, after: Position, *, limit_bytes: int = 4 << 20) -> list[Record]:
         """The entries behind `after`, contiguous and in order: as many as `limit_bytes` hold but at least one; [] at the tail.
 
-        Raises Stale when entries behind `after` were trimmed away: the caller needs a checkpoint.
+        What came since the engine last looked may be left out, but [] is always the tail as of this call. Raises Stale when
+        entries behind `after` were trimmed away: the caller needs a checkpoint.
         """
         ...
 
@@ -50,11 +51,14 @@ class Journal(Protocol):
         ...
 
     async def beat(self, session: int) -> None:
-        """Count this session's heartbeat up by one, out of band of the order."""
+        """Show that this session lives, out of band of the order."""
         ...
 
     async def beats(self) -> dict[int, int]:
-        """The heartbeat count of every session that ever beat and was not forgotten."""
+        """A number for every session that ever beat and was not forgotten, which each of its beats changes.
+
+        Only whether it is the same as before means something: many engines count, others cannot.
+        """
         ...
 
     async def forget_beat(self, session: int) -> None:

@@ -7,8 +7,9 @@ import trio
 
 from agentfs.journal import postgres_tables as tables
 from agentfs.journal.contract import Record
+from agentfs.journal.news import News
 from agentfs.journal.postgres_connection import Row
-from agentfs.journal.postgres_news import Ears, News
+from agentfs.journal.postgres_news import Ears
 from agentfs.journal.postgres_place import place_of
 from agentfs.journal.postgres_pool import Pool
 from agentfs.model.errors import Corrupt, NotFound, Stale

@@ -3,7 +3,7 @@
 import trio
 import trio.testing
 
-from agentfs.journal.postgres_news import News
+from agentfs.journal.news import News
 from agentfs.model.errors import Unavailable
 from agentfs.model.ids import Position
 
