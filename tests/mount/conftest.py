@@ -7,6 +7,9 @@ With AGENTFS_TEST_DIR=DIR the suite runs in that local directory, without agentf
 filesystem does, and not for what this one does. Tests that remount, kill or ask agentfs something are skipped then. Use a
 tmpfs, such as /dev/shm: ext4 cannot hold the largest extended attributes.
 
+With --replicas s3 the workspaces are in two S3 regions, but for those whose replicas a test names itself, and the mounts have
+edge caches, which are emptied before a workspace is mounted again.
+
 Other switches: AGENTFS_KILL_ROUNDS (rounds of kill -9 under a writer), AGENTFS_BIG_MIB (size of the file of test_memory.py),
 AGENTFS_TEST_HANG_SECONDS (after how long a daemon is killed so that its tests fail instead of hanging).
 """
@@ -21,6 +24,7 @@ import pytest
 
 from tests.mount.lockers import Locker
 from tests.mount.place import Mount, Plain, mounts_under, wait_until
+from tests.regions import Region, ServersByStore
 
 DESCRIPTORS_SPARE = 24
 """Descriptors that a daemon may have open at a module's end beyond those at its start: pools that fill on demand."""
@@ -32,8 +36,9 @@ Place = Mount | Plain
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker of slow tests."""
+    """Register the markers of the mount tests."""
     config.addinivalue_line("markers", "slow: takes more than some seconds")
+    config.addinivalue_line("markers", "over_s3: scripts/test runs it a second time, with --replicas s3")
 
 
 def plain_directory() -> Path | None:
@@ -42,18 +47,18 @@ def plain_directory() -> Path | None:
     return Path(directory) if directory else None
 
 
-def open_place(factory: pytest.TempPathFactory) -> Place:
+def open_place(factory: pytest.TempPathFactory, regions: list[Region]) -> Place:
     """A mount of a new workspace, or a new plain directory."""
     if plain := plain_directory():
         return Plain(Path(tempfile.mkdtemp(dir=plain)) / "plain")
-    place = Mount(factory.mktemp("m"))
+    place = Mount(factory.mktemp("m"), regions=regions)
     place.create()
     place.mount()
     return place
 
 
 @contextmanager
-def several_places(factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Place]]]:
+def several_places(factory: pytest.TempPathFactory, regions: list[Region]) -> Iterator[Callable[..., list[Place]]]:
     """A function that makes `count` mounts of one new workspace with the same options, discarded on leaving.
 
     In place of mounts, a plain directory is the same one under several paths.
@@ -65,7 +70,7 @@ def several_places(factory: pytest.TempPathFactory) -> Iterator[Callable[..., li
             if plain := plain_directory():
                 first = Plain(Path(tempfile.mkdtemp(dir=plain)) / LABELS[0])
             else:
-                first = Mount(factory.mktemp("m"), label=LABELS[0])
+                first = Mount(factory.mktemp("m"), label=LABELS[0], regions=regions)
                 first.create()
             stack.callback(first.discard)
             places = [first]
@@ -93,17 +98,31 @@ def no_leaks(places: list[Place]) -> Iterator[None]:
             )
 
 
+@pytest.fixture(scope="session")
+def homes(request: pytest.FixtureRequest) -> Iterator[list[Region]]:
+    """The two regions that workspaces are in, each at a prefix of its own; with replicas in directories there are none."""
+    if request.config.getoption("replicas") == "directories":
+        yield []
+        return
+    servers: ServersByStore = request.getfixturevalue("region_servers")
+    with pytest.MonkeyPatch.context() as patch:
+        # What they hold goes when the servers do.
+        regions = servers["memstore"].regions(2)
+        servers["memstore"].lend_credentials(patch)
+        yield regions
+
+
 @pytest.fixture
-def mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Place]]]:
+def mounts(tmp_path_factory: pytest.TempPathFactory, homes: list[Region]) -> Iterator[Callable[..., list[Place]]]:
     """Makes mounts of a new workspace: `a, b = mounts(2, "--lease-ttl", "2")`."""
-    with several_places(tmp_path_factory) as make:
+    with several_places(tmp_path_factory, homes) as make:
         yield make
 
 
 @pytest.fixture(scope="module")
-def shared_mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Place]]:
+def shared_mounts(tmp_path_factory: pytest.TempPathFactory, homes: list[Region]) -> Iterator[list[Place]]:
     """Three mounts of one workspace for all of a module's tests."""
-    with several_places(tmp_path_factory) as make:
+    with several_places(tmp_path_factory, homes) as make:
         places = make(3)
         with no_leaks(places):
             yield places
@@ -124,27 +143,27 @@ def hire() -> Iterator[Callable[..., Locker]]:
 
 
 @pytest.fixture
-def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def mounted(tmp_path_factory: pytest.TempPathFactory, homes: list[Region]) -> Iterator[Place]:
     """A mounted workspace of the test's own."""
-    place = open_place(tmp_path_factory)
+    place = open_place(tmp_path_factory, homes)
     yield place
     place.discard()
 
 
 @pytest.fixture
-def unmounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+def unmounted(tmp_path_factory: pytest.TempPathFactory, homes: list[Region]) -> Iterator[Mount]:
     """A workspace of the test's own that does not exist yet."""
     if plain_directory():
         pytest.skip("AGENTFS_TEST_DIR is a plain directory: nothing to create or mount")
-    place = Mount(tmp_path_factory.mktemp("m"))
+    place = Mount(tmp_path_factory.mktemp("m"), regions=homes)
     yield place
     place.discard()
 
 
 @pytest.fixture(scope="module")
-def shared_mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def shared_mount(tmp_path_factory: pytest.TempPathFactory, homes: list[Region]) -> Iterator[Place]:
     """A mounted workspace for all of a module's tests; it must not leak descriptors over them."""
-    place = open_place(tmp_path_factory)
+    place = open_place(tmp_path_factory, homes)
     try:
         with no_leaks([place]):
             yield place

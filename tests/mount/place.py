@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+
+from agentfs.chunks.edge_files import EDGE_DIRECTORY
+from tests.regions import Region
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "agentfs"]
@@ -111,12 +114,12 @@ class Plain:
 
 
 class Mount:
-    """One workspace, one cache directory and one mountpoint, all below `base`."""
+    """One workspace, one cache directory and one mountpoint, all below `base`; with `regions`, the replicas are in those."""
 
     is_mount = True
     live: ClassVar[list["Mount"]] = []
 
-    def __init__(self, base: Path, *, label: str = "", cli: Cli | None = None) -> None:
+    def __init__(self, base: Path, *, label: str = "", cli: Cli | None = None, regions: Sequence[Region] = ()) -> None:
         self.base = base
         self.label = label
         self.path = base / "mnt"
@@ -127,6 +130,7 @@ class Mount:
         self._daemon = -1
         self._guard: subprocess.Popen[bytes] | None = None
         self._options: tuple[str, ...] = ()
+        self._regions = regions
         self.path.mkdir()
         self.cache.mkdir()
 
@@ -140,6 +144,12 @@ class Mount:
         """The file that the workspace's journal is in."""
         return self.cli.root / NAME / "journal.sqlite"
 
+    def replica(self, number: int) -> Path:
+        """The directory of a replica; a test that looks in there is skipped where replicas are in S3."""
+        if self._regions:
+            pytest.skip("the replicas are in S3: there is no directory to look into")
+        return self.cli.root / NAME / "replicas" / str(number)
+
     def needs(self, what: str) -> None:
         """Say that the test is about agentfs itself: `Plain` skips here."""
 
@@ -147,15 +157,21 @@ class Mount:
         """Another mount of the same workspace, with a mountpoint and a cache directory of its own; not mounted yet."""
         base = self.base / f"beside-{label}"
         base.mkdir()
-        return Mount(base, label=label, cli=self.cli)
+        return Mount(base, label=label, cli=self.cli, regions=self._regions)
 
     def create(self, *options: str) -> None:
-        """Create the workspace."""
+        """Create the workspace, in the regions if there are any and the options do not name other replicas."""
+        if "--replica" not in options:
+            urls = [region.url(self.base.name) for region in self._regions]
+            options = (*options, *(word for url in urls for word in ("--replica", url)))
         self.cli.check("create", NAME, "--root", self.cli.root, *options)
 
     def mount(self, *options: str) -> None:
         """Mount the workspace; the options stay for `remount`."""
         self._options = options
+        if self._regions:
+            # The edge cache has all that was written here: what is read after mounting again shall come from the regions.
+            shutil.rmtree(self.cache / EDGE_DIRECTORY, ignore_errors=True)
         shared = ("-o", "allow_other") if os.geteuid() == 0 and "-o" not in options else ()
         where = ("--root", self.cli.root, "--cache-dir", self.cache, *(("--label", self.label) if self.label else ()))
         answer = json.loads(self.cli.check("mount", NAME, self.path, *where, *shared, *options, "--json"))

@@ -18,6 +18,8 @@ GIB = 1 << 30
 KIB = 1 << 10
 MIB = 1 << 20
 
+pytestmark = pytest.mark.over_s3
+
 
 def opened(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
     """A descriptor of `path`."""

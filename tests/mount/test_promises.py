@@ -117,6 +117,7 @@ def picture(top: Path) -> dict[str, tuple[int, int, int, bytes]]:
     return seen
 
 
+@pytest.mark.over_s3
 def test_acknowledged_operations_survive_kill(mounted: Place) -> None:
     for action in ACKNOWLEDGED:
         top = mounted.path / action.__name__
@@ -127,6 +128,7 @@ def test_acknowledged_operations_survive_kill(mounted: Place) -> None:
         assert picture(top) == before, action.__name__
 
 
+@pytest.mark.over_s3
 def test_fsync_survives_kill_with_durability_fsync(unmounted: Mount) -> None:
     unmounted.create()
     unmounted.mount("--durability", "fsync")
@@ -137,6 +139,7 @@ def test_fsync_survives_kill_with_durability_fsync(unmounted: Mount) -> None:
         assert (unmounted.path / f"f{number}").read_bytes() == body
 
 
+@pytest.mark.over_s3
 def test_unmount_drains_with_durability_fsync(unmounted: Mount) -> None:
     unmounted.create("--durability", "fsync")
     unmounted.mount()
@@ -147,6 +150,7 @@ def test_unmount_drains_with_durability_fsync(unmounted: Mount) -> None:
     assert {name: (unmounted.path / name).read_bytes() for name in os.listdir(unmounted.path)} == bodies
 
 
+@pytest.mark.over_s3
 def test_kill_at_any_moment_loses_nothing_acknowledged(mounted: Place, tmp_path: Path) -> None:
     mounted.needs("kill")
     seed = int(os.environ.get("AGENTFS_KILL_SEED", str(random.SystemRandom().randrange(10**6))))
@@ -186,6 +190,7 @@ def test_mount_over_a_dead_mountpoint(mounted: Place) -> None:
     assert len(mounts_under(mounted.path)) == 1
 
 
+@pytest.mark.over_s3
 def test_staged_bytes_are_recovered(mounted: Place) -> None:
     body = random.Random(9).randbytes(2 * MIB)
     (mounted.path / "f").write_bytes(b"before")

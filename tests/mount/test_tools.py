@@ -76,9 +76,15 @@ def attributes(top: Path) -> list[str]:
     return sorted(files.splitlines() + shell("find", ".", "-type", "d", "-printf", "d %m %U %G %n %p\n", cwd=top).splitlines())
 
 
-@pytest.mark.slow
-def test_git(mounted: Place, archive: Path) -> None:
-    top = unpack(archive, mounted.path, "--no-same-owner")
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param((), id="everything", marks=pytest.mark.slow),
+        pytest.param(("--wildcards", "*/README.rst", "*/django/db/*"), id="part", marks=pytest.mark.over_s3),
+    ],
+)
+def test_git(mounted: Place, archive: Path, part: tuple[str, ...]) -> None:
+    top = unpack(archive, mounted.path, "--no-same-owner", *part)
     git(top, "init", "-q", "-b", "main")
     git(top, "add", "-A")
     git(top, "commit", "-q", "-m", "everything")
@@ -121,7 +127,7 @@ COUNT = """if 1:
     """
 
 
-@pytest.mark.parametrize("mode", ["delete", "truncate", "persist", "wal"])
+@pytest.mark.parametrize("mode", [pytest.param("delete", marks=pytest.mark.over_s3), "truncate", "persist", "wal"])
 def test_sqlite_with_several_processes(mounted: Place, mode: str) -> None:
     path = mounted.path / "counter.db"
     database = sqlite3.connect(path)
