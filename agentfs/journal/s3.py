@@ -41,7 +41,7 @@ async def create_s3_journal(url: str, *, runtime: Runtime) -> None:
         if await bucket.get(s3_head.KEY) is not None or await Entries(bucket).newest():
             raise Exists(f"there is a journal in {bucket.text} already")
         await check_conditional_puts(bucket, runtime)
-        if not await create_head(bucket):
+        if not await create_head(bucket, runtime):
             raise Exists(f"there is a journal in {bucket.text} already")
     finally:
         bucket.close()

@@ -23,9 +23,13 @@ clocks that may run a little differently."""
 
 
 class HeadRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The object's JSON. `before`: the entries in front of this position are forgotten, or about to be."""
+    """The object's JSON.
+
+    `id`: the journal's own. `before`: the entries in front of this position are forgotten, or about to be.
+    """
 
     format: int
+    id: str
     before: int
 
 
@@ -44,16 +48,17 @@ class Head:
         # The entries in front of this position are forgotten, or about to be.
         self.before = Position(1)
         self._asked = 0.0
+        self._id = ""
 
     async def open(self) -> None:
         """Read it for the first time. Raises NotFound, Invalid for a newer format, Denied, Unavailable."""
         found = await self._ask()
         if found is None:
             raise NotFound(f"there is no journal in {self._bucket.text}")
-        found_format = self._decode(found).format
-        if found_format > FORMAT:
+        record = self._decode(found)
+        if record.format > FORMAT:
             raise Invalid(
-                f"the journal {self._bucket.text} is in format {found_format}, this program reads up to {FORMAT}: "
+                f"the journal {self._bucket.text} is in format {record.format}, this program reads up to {FORMAT}: "
                 "upgrade agentfs"
             )
 
@@ -78,7 +83,7 @@ class Head:
             record = self._decode(found)
             if record.before >= before:
                 return
-            changed = msgspec.json.encode(HeadRecord(format=record.format, before=before))
+            changed = msgspec.json.encode(msgspec.structs.replace(record, before=before))
             try:
                 if await self._bucket.replace(KEY, changed, found.etag):
                     return
@@ -89,7 +94,11 @@ class Head:
         asked = self._runtime.boottime()
         found = await self._bucket.get(KEY)
         if found is not None:
-            self.before = max(self.before, Position(self._decode(found).before))
+            record = self._decode(found)
+            if record.id != self._id and self._id:
+                raise Denied(f"the journal in {self._bucket.text} was removed, and another one was made there")
+            self._id = record.id
+            self.before = max(self.before, Position(record.before))
             self._asked = asked
         return found
 
@@ -100,6 +109,7 @@ class Head:
             raise Corrupt(f"the journal {self._bucket.text}: its {KEY} is not readable: {error}") from error
 
 
-async def create_head(bucket: Bucket) -> bool:
+async def create_head(bucket: Bucket, runtime: Runtime) -> bool:
     """Put the head of an empty journal; False if there is one."""
-    return await bucket.put_new(KEY, msgspec.json.encode(HeadRecord(format=FORMAT, before=1)))
+    record = HeadRecord(format=FORMAT, id=runtime.random_bytes(16).hex(), before=1)
+    return await bucket.put_new(KEY, msgspec.json.encode(record))

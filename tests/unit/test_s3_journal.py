@@ -1,5 +1,6 @@
 """What the S3 journal keeps in its bucket, what it asks of the server for it, and what it makes of what others do."""
 
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -103,7 +104,8 @@ async def test_of_several_that_make_it_at_once_one_does(region: Region) -> None:
 
 async def test_making_leaves_nothing_but_the_head(region: Region, url: str) -> None:
     assert keys(region) == [HEAD]
-    assert region.client.get_object(Bucket=region.bucket, Key=HEAD)["Body"].read() == b'{"format":1,"before":1}'
+    body = region.client.get_object(Bucket=region.bucket, Key=HEAD)["Body"].read()
+    assert re.fullmatch(rb'\{"format":1,"id":"[0-9a-f]{32}","before":1\}', body)
 
 
 async def test_there_is_no_journal(region: Region) -> None:
@@ -113,7 +115,7 @@ async def test_there_is_no_journal(region: Region) -> None:
 
 
 async def test_a_newer_format_is_refused(region: Region, url: str) -> None:
-    region.client.put_object(Bucket=region.bucket, Key=HEAD, Body=b'{"format":2,"before":1,"more":0}')
+    region.client.put_object(Bucket=region.bucket, Key=HEAD, Body=b'{"format":2,"id":"","before":1,"more":0}')
     with pytest.raises(Invalid, match="is in format 2, this program reads up to 1: upgrade agentfs"):
         async with opened(url):
             pass
@@ -193,6 +195,18 @@ async def test_a_journal_that_was_removed_is_noticed(
         region.client.delete_object(Bucket=region.bucket, Key=key)
     for use in (journal.tail, lambda: journal.wait(Position(1)), lambda: journal.append(b"b")):
         with pytest.raises(Denied, match="was removed"):
+            await use()
+
+
+async def test_another_journal_in_the_same_place_is_noticed(
+    region: Region, url: str, journal: S3Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentfs.journal.s3_head.TRUST_SECONDS", 0.0)
+    for key in keys(region):
+        region.client.delete_object(Bucket=region.bucket, Key=key)
+    await create_s3_journal(url, runtime=SystemRuntime())
+    for use in (journal.tail, lambda: journal.append(b"b")):
+        with pytest.raises(Denied, match="was removed, and another one was made there"):
             await use()
 
 

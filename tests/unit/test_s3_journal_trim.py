@@ -98,7 +98,7 @@ async def test_nothing_is_deleted_before_nobody_trusts_what_it_read(region: Regi
             await trio.sleep(0.01)
         assert host.slept[0] > s3_head.TRUST_SECONDS * 1.1
         head = region.client.get_object(Bucket=region.bucket, Key="journal/journal.json")["Body"].read()
-        assert msgspec.json.decode(head) == {"format": 1, "before": 8}
+        assert msgspec.json.decode(head)["before"] == 8
         assert positions(region) == list(range(1, 11))
         host.may_sleep_on.set()
     assert positions(region) == [8, 9, 10]
