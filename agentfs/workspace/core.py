@@ -24,6 +24,9 @@ from agentfs.workspace.writeback import Writeback
 
 GHOSTS_MAX = 4096
 
+REPLACED_MAX = 256
+"""Files that were replaced by a rename here and may still be opened by who had looked up their name before."""
+
 
 async def _nothing_to_confirm(number: int) -> None:
     pass
@@ -35,7 +38,7 @@ async def _nothing_to_pause() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Remains:
-    """What is left of a file that was removed elsewhere: its attributes and where its bytes are."""
+    """What is left of a file that is gone from State: its attributes and where its bytes are."""
 
     inode: Inode
     extents: list[Extent]
@@ -67,7 +70,10 @@ class Core:
     pause_replay: Callable[[], Awaitable[None]] = _nothing_to_pause
     """Returns once nothing of what others changed is being replayed through the kernel, nor will be for a moment."""
     remains: dict[Ino, Remains] = field(default_factory=dict)
-    """Files that another mount removed while they were open here, until they are closed."""
+    """Files that are open here and gone from State, until they are closed: another mount removed them, or see `replaced`."""
+    replaced: LRUCache[Ino, Remains] = field(default_factory=lambda: LRUCache(REPLACED_MAX))
+    """Files that a rename here just replaced. A process that had looked the name up before opens them, as on a local disk: the
+    kernel looks up only once more when it is told ESTALE, and the name may have been replaced again by then."""
 
     def inode(self, ino: Ino) -> Inode:
         """The inode with what is staged laid over it: what stat(2) shows. A hot path. Raises Stale."""
@@ -93,6 +99,11 @@ class Core:
             self.remains[ino] = Remains(inode, self.tables.extents(ino, 0, inode.size))
         else:
             self.staging.discard(ino)
+
+    def replacing(self, inode: Inode) -> None:
+        """A rename here is about to replace the only name of a file. What is staged of it goes, so that it is not kept then."""
+        if inode.is_file and inode.nlink == 1 and inode.ino not in self.staging.files:
+            self.replaced[inode.ino] = Remains(replace(inode, nlink=0), self.tables.extents(inode.ino, 0, inode.size))
 
     def closed(self, ino: Ino) -> None:
         """The last handle on an inode is closed."""

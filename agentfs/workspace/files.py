@@ -21,12 +21,16 @@ class Files:
     async def open(self, ino: Ino, flags: int) -> Handle:
         """open(2) of an inode that exists; O_TRUNC empties it. What any mount has closed before is what will be read.
 
-        Raises Stale for a file that was removed: its name has to be looked up again. Raises IsDirectory, ReadOnly, Unavailable.
+        Raises Stale for a file that was removed: its name has to be looked up again. One that a rename here replaced is opened
+        as it was, for whoever had its name before. Raises IsDirectory, ReadOnly, Unavailable.
         """
         await self._core.follower.reach_tail()
         await self._core.committer.registered()
         if self._core.is_gone(ino):
-            raise Stale("the file was removed or replaced")
+            left = self._core.replaced.get(ino)
+            if left is None:
+                raise Stale("the file was removed or replaced")
+            self._core.remains[ino] = left
         return self.open_known(ino, flags)
 
     def open_known(self, ino: Ino, flags: int) -> Handle:

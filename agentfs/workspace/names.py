@@ -135,7 +135,13 @@ class Names:
         replaced = core.tables.dentry(new_parent, new_name)
         target = core.inode(replaced.ino) if replaced else None
         keep = target is not None and core.handles.is_open(target.ino)
-        await core.committer.commit([Rename(parent, name, new_parent, new_name, flags, keep, core.runtime.now_ns())])
+        if target is not None:
+            core.replacing(target)
+        try:
+            await core.committer.commit([Rename(parent, name, new_parent, new_name, flags, keep, core.runtime.now_ns())])
+        finally:
+            if target is not None and not core.is_gone(target.ino):
+                core.replaced.pop(target.ino, None)
         if target is not None:
             self._gone(target)
 

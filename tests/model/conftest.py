@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.conftest import mounted, nothing_left, pytest_runtest_makereport
+from tests.mount.conftest import homes, mounted, nothing_left, pytest_runtest_makereport
 
-__all__ = ["mounted", "nothing_left", "pytest_runtest_makereport"]
+__all__ = ["homes", "mounted", "nothing_left", "pytest_runtest_makereport"]
 
 
 @pytest.fixture
