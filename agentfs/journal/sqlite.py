@@ -190,7 +190,7 @@ class SqliteJournal:
         return True
 
     def _take_turn(self, function: Callable[[sqlite3.Connection], T], ring: bool) -> T:
-        self._turn.take(timeout_seconds=sqlite_file.BUSY_SECONDS)
+        self._turn.take()
         try:
             with sqlite_file.translated(self._path):
                 self._writer.execute(f"PRAGMA busy_timeout = {round(sqlite_file.BUSY_SECONDS * 1000)}")

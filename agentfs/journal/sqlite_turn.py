@@ -22,6 +22,12 @@ SUFFIX: Final = "-turn"
 PAUSE_SECONDS: Final = 100e-6
 """How long who waits sleeps between two looks: a fraction of what a write takes."""
 
+PATIENCE_SECONDS: Final = 0.25
+"""How long it waits: longer than those before it need, and no longer, for one of them may have been stopped (SIGSTOP)."""
+
+DISTRUST_SECONDS: Final = 5.0
+"""How long it does not wait again after that."""
+
 _TURN: Final = 0
 _NEXT: Final = 1
 """The bytes: one for whose turn it is, one for who is next."""
@@ -33,12 +39,15 @@ class Turn:
     Who wants to write first becomes the next one, of which there is one at a time, and then waits for the turn of the one
     before it to end: who has just written cannot have another turn before the next one had its own. The locks belong to the
     open file (fcntl(2), open file description locks), so that they end with the process.
+
+    A turn is a courtesy: SQLite's own lock is what keeps the file whole. Whoever waits in vain goes without.
     """
 
     def __init__(self, file: int, journal: Path, runtime: Runtime) -> None:
         self._file = file
         self._journal = journal
         self._runtime = runtime
+        self._distrusts_until = float("-inf")
 
     def take_at_once(self) -> bool:
         """Take the turn if nobody has it and nobody is next; whether that is so."""
@@ -48,19 +57,21 @@ class Turn:
         self._unlock(_NEXT)
         return taken
 
-    def take(self, *, timeout_seconds: float) -> None:
-        """Wait for the turn, in a thread. Raises Unavailable if it takes too long."""
-        give_up = self._runtime.boottime() + timeout_seconds
+    def take(self) -> None:
+        """Wait for the turn, in a thread, or go without it when it does not come."""
+        began = self._runtime.boottime()
+        give_up = began if began < self._distrusts_until else began + PATIENCE_SECONDS
         try:
             while not (self._lock(_NEXT) and self._lock(_TURN)):
-                if self._runtime.boottime() > give_up:
-                    raise Unavailable(f"the journal {self._journal} is busy: another process does not end its turn")
+                if self._runtime.boottime() >= give_up:
+                    self._distrusts_until = self._runtime.boottime() + DISTRUST_SECONDS
+                    return
                 select.select((), (), (), PAUSE_SECONDS)
         finally:
             self._unlock(_NEXT)
 
     def end(self) -> None:
-        """Let the next one have its turn."""
+        """Let the next one have its turn; nothing happens to who went without."""
         self._unlock(_TURN)
 
     def close(self) -> None:

@@ -11,8 +11,7 @@ import pytest
 import trio
 
 from agentfs.journal.sqlite import create_sqlite_journal, open_sqlite_journal
-from agentfs.journal.sqlite_turn import open_turn
-from agentfs.model.errors import Unavailable
+from agentfs.journal.sqlite_turn import PATIENCE_SECONDS
 from agentfs.runtime import SystemRuntime
 
 BOUND_SECONDS = 60
@@ -68,16 +67,32 @@ async def positions_beside_a_hog(path: Path) -> list[int]:
     return positions
 
 
-def test_a_process_that_is_stopped_in_its_turn_makes_others_give_up(path: Path) -> None:
-    runtime = SystemRuntime()
-    turn = open_turn(path, runtime)
-    other = open_turn(path, runtime)
-    assert turn.take_at_once()
-    assert not other.take_at_once()
-    with pytest.raises(Unavailable, match="busy"):
-        other.take(timeout_seconds=0)
-    turn.end()
-    assert other.take_at_once()
-    other.end()
-    turn.close()
-    other.close()
+STOPPED = """
+import sys
+from pathlib import Path
+from agentfs.journal.sqlite_turn import _NEXT, _TURN, open_turn
+from agentfs.runtime import SystemRuntime
+
+turn = open_turn(Path(sys.argv[1]), SystemRuntime())
+assert turn._lock({"next": _NEXT, "turn": _TURN}[sys.argv[2]])
+print("holding", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("place", ["turn", "next"])
+async def test_a_process_that_is_stopped_costs_others_patience_once(path: Path, place: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(path), place], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"holding\n"
+        process.send_signal(signal.SIGSTOP)
+        try:
+            async with open_sqlite_journal(path, runtime=SystemRuntime()) as journal:
+                # Twenty times the patience, or SQLite's own, would be more.
+                with trio.fail_after(4 * PATIENCE_SECONDS + 2):
+                    assert [await journal.append(b"a") for _ in range(20)] == list(range(1, 21))
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
