@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
+from agentfs.cli.allocator import return_large_buffers
 from agentfs.cli.amounts import path_text
 from agentfs.cli.control_server import serve_control
 from agentfs.cli.daemon import ReadyPipe
@@ -56,6 +57,7 @@ def run_daemon(plan: MountPlan, ready: ReadyPipe, *, announce: Callable[[], None
     What goes wrong before that goes to `ready`. A bug is logged with its traceback, the mount is closed, and the exit code
     says so; what was staged is recovered at the next mount.
     """
+    return_large_buffers()
     runtime = SystemRuntime()
     file = open_log(plan.log, runtime=runtime, take_over=ready.connected)
     try:

@@ -155,7 +155,7 @@ class Operations(pyfuse3.Operations):
 
     @_answering
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        return self._names.open_directory(Ino(inode))
+        return await self._names.open_directory(Ino(inode), strict=self._strict)
 
     @_answering
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:

@@ -153,8 +153,13 @@ class Names:
         core = self._core
         return [(dentry, core.inode(dentry.ino)) for dentry in core.tables.listing(parent, after, limit)]
 
-    def open_directory(self, ino: Ino) -> int:
-        """A handle for listing a directory. Raises NotDirectory, Stale."""
+    async def open_directory(self, ino: Ino, *, strict: bool) -> int:
+        """A handle for listing a directory; with `strict`, as it is in the journal at this call.
+
+        Raises NotDirectory, Stale, and with `strict` Unavailable.
+        """
+        if strict:
+            await self._core.follower.reach_tail()
         if not self._core.inode(ino).is_dir:
             raise NotDirectory("not a directory")
         return self._core.handles.open(ino).number
