@@ -14,7 +14,7 @@ from tests.chaos.world import OPTIONS, World
 from tests.mount.place import wait_until
 
 SEED = os.environ.get("AGENTFS_CHAOS_SEED", "")
-ROUNDS_OF_CI = 4
+ROUNDS_OF_CI = 2
 ROUNDS = int(os.environ.get("AGENTFS_CHAOS_ROUNDS", ROUNDS_OF_CI))
 ROUNDS_OF_ONE = 3
 """Rounds in which the same region is concerned, before it is waited for and another one may be."""

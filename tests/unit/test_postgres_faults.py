@@ -282,7 +282,9 @@ async def test_a_commit_that_only_one_server_has_is_not_acknowledged(mortal: Pos
 
                 async def append() -> None:
                     with pytest.raises(Unavailable):
-                        await journal.append(b"b")
+                        # The server takes up its new settings when it comes to it.
+                        while True:
+                            await journal.append(b"b")
 
                 nursery.start_soon(append)
                 backend = await found("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'", mortal)
