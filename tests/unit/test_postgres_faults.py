@@ -280,11 +280,14 @@ async def test_a_commit_that_only_one_server_has_is_not_acknowledged(mortal: Pos
         try:
             async with trio.open_nursery() as nursery:
 
+                async def append_on_and_on() -> None:
+                    # The server takes up its new settings when it comes to it.
+                    while True:
+                        await journal.append(b"b")
+
                 async def append() -> None:
                     with pytest.raises(Unavailable):
-                        # The server takes up its new settings when it comes to it.
-                        while True:
-                            await journal.append(b"b")
+                        await append_on_and_on()
 
                 nursery.start_soon(append)
                 backend = await found("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'", mortal)
