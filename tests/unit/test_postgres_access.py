@@ -143,7 +143,8 @@ async def test_passwords_come_from_the_usual_places(
     server: PostgresServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
 ) -> None:
     file = tmp_path / "file"
-    url = server.url(user="with_password")
+    database = server.new_database()
+    url = server.url(database, user="with_password")
     match source:
         case "environment":
             monkeypatch.setenv("PGPASSWORD", SECRET)
@@ -152,7 +153,7 @@ async def test_passwords_come_from_the_usual_places(
             file.chmod(0o600)
             monkeypatch.setenv("PGPASSFILE", str(file))
         case _:
-            where = f"host=127.0.0.1\nport={server.port}\ndbname=postgres\nuser=with_password"
+            where = f"host=127.0.0.1\nport={server.port}\ndbname={database}\nuser=with_password"
             file.write_text(f"[one]\n{where}\npassword={SECRET}\n")
             monkeypatch.setenv("PGSERVICEFILE", str(file))
             monkeypatch.setenv("PGSERVICE", "one")
