@@ -1,22 +1,19 @@
 """A chunk store in a bucket of an S3 server: each object is an object there, its key behind the place's prefix."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from agentfs.chunks.contract import Capacity, Check, ObjectInfo
 from agentfs.model.errors import Corrupt, Denied, NotFound
 from agentfs.runtime import Runtime
-from agentfs.s3 import S3Place, connect, refuses_credentials, translated
+from agentfs.s3 import S3Place, S3Threads, translated
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
-
-T = TypeVar("T")
-Args = TypeVarTuple("Args")
 
 TIMEOUT_SECONDS: Final = 20.0
 """How long a server may be silent in the middle of a request."""
@@ -51,16 +48,12 @@ class S3Store:
     ) -> None:
         self.requests = Requests()
         self._place = place
-        self._threads = runtime.threads(threads_max)
-        self._threads_max = threads_max
-        self._timeout_seconds = timeout_seconds
-        self._connecting = trio.Lock()
-        self._client: S3Client | None = None
+        self._threads = S3Threads(place, runtime=runtime, threads_max=threads_max, timeout_seconds=timeout_seconds)
 
     async def put(self, key: str, body: bytes) -> None:
         self.requests.put += 1
         self.requests.bytes_out += len(body)
-        await self._run(self._put, key, body)
+        await self._threads.run(self._put, key, body)
 
     async def get(self, key: str, start: int = 0, length: int | None = None, *, check: Check | None = None) -> bytes:
         if length == 0 or (start and length is None):
@@ -72,18 +65,18 @@ class S3Store:
         if length == 0:
             return _checked(b"", key, start, check)
         self.requests.get += 1
-        body = await self._run(self._get, key, start, length, check)
+        body = await self._threads.run(self._get, key, start, length, check)
         self.requests.bytes_in += len(body)
         return body
 
     async def size(self, key: str) -> int:
         self.requests.head += 1
         try:
-            return await self._run(self._size, key)
+            return await self._threads.run(self._size, key)
         except NotFound:
             # The answer does not say whether it is the object that is missing, or the bucket.
             self.requests.head += 1
-            await self._run(self._find_bucket)
+            await self._threads.run(self._find_bucket)
             raise
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
@@ -91,14 +84,14 @@ class S3Store:
         more = True
         while more:
             self.requests.list += 1
-            page, more = await self._run(self._page, prefix, last)
+            page, more = await self._threads.run(self._page, prefix, last)
             for info in page:
                 yield info
                 last = info.key
 
     async def delete(self, key: str) -> None:
         self.requests.delete += 1
-        await self._run(self._delete, key)
+        await self._threads.run(self._delete, key)
 
     async def capacity(self) -> Capacity | None:
         """None: a bucket has no bound that it tells."""
@@ -107,18 +100,14 @@ class S3Store:
 
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        self._threads.close()
 
     # ---- in a thread
 
     def _put(self, client: "S3Client", key: str, body: bytes) -> None:
         place = self._place
-        given = {"StorageClass": place.storage_class, "ServerSideEncryption": place.sse, "SSEKMSKeyId": place.sse_kms_key_id}
-        options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         with translated(place, place.key(key)):
-            client.put_object(Bucket=place.bucket, Key=place.key(key), Body=body, **options)
+            client.put_object(Bucket=place.bucket, Key=place.key(key), Body=body, **place.put_options)
 
     def _get(self, client: "S3Client", key: str, start: int, length: int | None, check: Check | None) -> bytes:
         place = self._place
@@ -159,28 +148,6 @@ class S3Store:
     def _delete(self, client: "S3Client", key: str) -> None:
         with translated(self._place, self._place.key(key)):
             client.delete_object(Bucket=self._place.bucket, Key=self._place.key(key))
-
-    # ----
-
-    async def _run(self, function: "Callable[[S3Client, *Args], T]", *args: *Args) -> T:
-        client = self._client or await self._connect()
-        try:
-            return await self._threads.run(function, client, *args)
-        except Denied as error:
-            if refuses_credentials(error) and self._client is client:
-                # A client reads the files that credentials are in once: the next one sees what was put there since.
-                self._client = None
-                client.close()
-            raise
-
-    async def _connect(self) -> "S3Client":
-        async with self._connecting:
-            if self._client is None:
-                self._client = await self._threads.run(self._new_client)
-            return self._client
-
-    def _new_client(self) -> "S3Client":
-        return connect(self._place, connections=self._threads_max, timeout_seconds=self._timeout_seconds)
 
 
 def _checked(body: bytes, key: str, start: int, check: Check | None) -> bytes:
