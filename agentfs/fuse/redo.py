@@ -5,6 +5,7 @@ without following symbolic links and without crossing into other mounts, and nam
 """
 
 import ctypes
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -14,6 +15,9 @@ from pathlib import Path
 from agentfs.model.inode import Inode
 from agentfs.workspace.remote_changes import Kind, Place, RemoteChange
 
+EXECUTABLE = 0o111
+"""The permissions of a program, of which any is enough."""
+
 _OPENAT2 = 437
 """The system call's number, the same on every architecture that Linux supports today but one."""
 
@@ -22,7 +26,6 @@ _INSIDE = _NO_XDEV | _NO_MAGICLINKS | _NO_SYMLINKS | _BENEATH
 _AT_EMPTY_PATH = 0x1000
 _RENAME_EXCHANGE = 2
 _UTIME_NOW, _UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
-_EXECUTABLE = 0o111
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -126,13 +129,15 @@ def _modify(parent: int, name: bytes, inode: Inode) -> None:
 
     A program is not: whoever ran it at that moment would get ETXTBSY, although nobody writes to it.
     """
-    if inode.mode & _EXECUTABLE:
+    if inode.mode & EXECUTABLE:
         _touch(parent, name, _MTIME_ALONE)
         return
     try:
         with _opened(parent, name, os.O_WRONLY | os.O_NONBLOCK) as file:
             os.ftruncate(file, inode.size)
-    except PermissionError:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ETXTBSY):
+            raise
         _touch(parent, name, _MTIME_ALONE)
 
 

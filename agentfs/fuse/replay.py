@@ -21,6 +21,7 @@ import trio
 
 from agentfs.fuse.invalidate import Invalidator
 from agentfs.fuse.redo import look_up, redo, root_of, summarize, thread_id
+from agentfs.fuse.written import Written
 from agentfs.model.errors import NotFound, Stale
 from agentfs.model.ids import ROOT_INO, Ino
 from agentfs.model.inode import Inode
@@ -100,6 +101,7 @@ class Replay:
         self._runtime = runtime
         self.thread = 0
         self.recognised = False
+        self.written = Written()
         self._device = 0
         self._known: dict[Ino, int] = {}
         self._queue: deque[Item] = deque()
@@ -359,6 +361,8 @@ class Replay:
                 _forget(item.names)
             else:
                 return True
+            finally:
+                self.written.ended()
         return False
 
 

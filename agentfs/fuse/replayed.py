@@ -4,7 +4,9 @@ What it looks up is answered with what stood there before the change that it doe
 whoever looks next is told what State says. Nothing of it reaches State, staging or the journal.
 """
 
+import contextlib
 import errno
+import os
 from collections.abc import Sequence
 
 import pyfuse3
@@ -14,6 +16,7 @@ from pyfuse3 import EntryAttributes, FileInfo, RequestContext, SetattrFields
 from agentfs.fuse.attributes import Presentation
 from agentfs.fuse.invalidate import Invalidator
 from agentfs.fuse.operations import Operations
+from agentfs.fuse.redo import EXECUTABLE
 from agentfs.fuse.replay import Item, Replay
 from agentfs.model.errors import NotFound, Stale
 from agentfs.model.ids import Ino
@@ -128,8 +131,18 @@ class ReplayedOperations(Operations):
 
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         if ctx.pid != self._replay.thread:
+            await self._replay.written.wait_ended(Ino(inode))
             return await super().open(inode, flags, ctx)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            self._open_for_writing(Ino(inode))
         return FileInfo(fh=_HANDLE, keep_cache=True)
+
+    def _open_for_writing(self, ino: Ino) -> None:
+        """Not what has become a program since it was written: somebody may be running it."""
+        with contextlib.suppress(Stale):
+            if self._attributes.get(ino).mode & EXECUTABLE:
+                raise pyfuse3.FUSEError(errno.EACCES)
+        self._replay.written.began(ino)
 
     async def flush(self, fh: int) -> None:
         if fh != _HANDLE:
