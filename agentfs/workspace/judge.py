@@ -59,6 +59,10 @@ class Judge:
 
     async def look(self) -> None:
         """Read the heartbeats once, and fence who is dead. Raises Unavailable."""
+        if not self._others():
+            # To ask would be a request, and every few seconds one.
+            self._signs = {}
+            return
         # What is read after this moment is a sign that was given before it or later, never a later one missed.
         now = self._runtime.boottime()
         beats = await self._journal.beats()

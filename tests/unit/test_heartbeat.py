@@ -175,6 +175,26 @@ async def test_a_session_that_beats_is_never_judged(log: MemoryLog) -> None:
 
 
 @in_virtual_time
+async def test_who_is_alone_asks_for_nobodys_heartbeat(log: MemoryLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[float]()
+    ask = MemoryJournal.beats
+
+    async def beats(journal: MemoryJournal) -> dict[int, int]:
+        asked.append(trio.current_time())
+        return await ask(journal)
+
+    monkeypatch.setattr(MemoryJournal, "beats", beats)
+    async with member(log, A, judge=True) as a:
+        await trio.sleep(TTL_SECONDS)
+        assert asked
+        while a.standing(B) == OPEN:
+            await trio.sleep(0.1)
+        asked.clear()
+        await trio.sleep(10 * TTL_SECONDS)
+        assert asked == []
+
+
+@in_virtual_time
 async def test_a_session_that_is_silent_is_dead_after_its_ttl_and_a_beat(log: MemoryLog) -> None:
     async with member(log, A, judge=True) as a, member(log, B) as b:
         await trio.sleep(20)
