@@ -4,6 +4,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar, TypeVarTuple
 
 import trio
@@ -49,6 +50,10 @@ class Runtime(Protocol):
         """Run a blocking function beside the event loop. It is not interrupted by cancellation: the caller waits for it."""
         ...
 
+    async def in_new_thread(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        """As `in_thread`, in a thread that does nothing before or after: for what changes the thread itself."""
+        ...
+
     def threads(self, count: int) -> Threads:
         """At most `count` threads of one's own, whose calls a cancelled caller does not wait for."""
         ...
@@ -77,6 +82,13 @@ class SystemRuntime:
 
     async def in_thread(self, function: Callable[[*Args], T], *args: *Args) -> T:
         return await trio.to_thread.run_sync(function, *args, limiter=self._limiter)
+
+    async def in_new_thread(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        def run() -> T:
+            with ThreadPoolExecutor(1) as own:
+                return own.submit(function, *args).result()
+
+        return await self.in_thread(run)
 
     def threads(self, count: int) -> Threads:
         return _SystemThreads(count)

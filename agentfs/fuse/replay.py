@@ -19,6 +19,7 @@ import pyfuse3
 import structlog
 import trio
 
+from agentfs.fuse.device import leave_device
 from agentfs.fuse.invalidate import Invalidator
 from agentfs.fuse.redo import look_up, redo, root_of, summarize, thread_id
 from agentfs.fuse.written import Written
@@ -313,9 +314,10 @@ class Replay:
     # ---- in the thread
 
     async def _in_thread(self, work: Callable[[Path], T], mountpoint: Path) -> T:
-        return await self._runtime.in_thread(self._as_thread, work, mountpoint)
+        return await self._runtime.in_new_thread(self._as_thread, work, mountpoint)
 
     def _as_thread(self, work: Callable[[Path], T], mountpoint: Path) -> T:
+        leave_device()
         self.thread = thread_id()
         try:
             return work(mountpoint)

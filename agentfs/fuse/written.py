@@ -10,10 +10,12 @@ class Written:
 
     def __init__(self) -> None:
         self._ino: Ino | None = None
+        self._loop: trio.lowlevel.TrioToken | None = None
         self._end: trio.Event | None = None
 
     def began(self, ino: Ino) -> None:
         """The thread is about to be told that it has the file open."""
+        self._loop = trio.lowlevel.current_trio_token()
         self._ino = ino
 
     def ended(self) -> None:
@@ -22,7 +24,7 @@ class Written:
             self._ino = None
             # Whoever is noted as waiting only after this line looks at `_ino` once more.
             if self._end is not None:
-                trio.from_thread.run_sync(self._wake)
+                trio.from_thread.run_sync(self._wake, trio_token=self._loop)
 
     async def wait_ended(self, ino: Ino) -> None:
         """Return once the thread does not have this file open: at once, but for the less than a millisecond that it takes."""

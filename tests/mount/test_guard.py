@@ -21,7 +21,9 @@ DAEMON = """if 1:
     from pathlib import Path
     import agentfs.fuse
     import pyfuse3, trio
+    from agentfs.fuse.device import leave_device
     from agentfs.fuse.guard import Guard
+    from agentfs.runtime import SystemRuntime
 
     class Silent(pyfuse3.Operations):
         async def getattr(self, inode, ctx):
@@ -37,17 +39,22 @@ DAEMON = """if 1:
         pyfuse3.init(Silent(), sys.argv[1], {"fsname=silent", "subtype=agentfs"})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pyfuse3.main)
-            guard = Guard(Path(sys.argv[1]), (await trio.to_thread.run_sync(os.stat, sys.argv[1])).st_dev)
-            await trio.to_thread.run_sync(os.stat, sys.argv[1] + "/name")
+            name = sys.argv[1] + "/name"
+            if sys.argv[2] == "guarded":
+                guard = Guard(Path(sys.argv[1]), (await trio.to_thread.run_sync(os.stat, sys.argv[1])).st_dev)
+                await trio.to_thread.run_sync(os.stat, name)
+            await SystemRuntime().in_new_thread(lambda: (leave_device(), os.stat(name)))
 
     trio.run(main)
     """
 
 
-def test_a_killed_daemon_does_not_hang_in_its_own_mount(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["guarded", "without the device"])
+def test_a_killed_daemon_does_not_hang_in_its_own_mount(tmp_path: Path, how: str) -> None:
+    """Because its guard ends the connection, or, should that be killed too, because the thread has not the device open."""
     mountpoint = tmp_path / "mnt"
     mountpoint.mkdir()
-    daemon = subprocess.Popen([sys.executable, "-c", DAEMON, mountpoint], cwd=REPOSITORY, stdout=subprocess.PIPE)
+    daemon = subprocess.Popen([sys.executable, "-c", DAEMON, mountpoint, how], cwd=REPOSITORY, stdout=subprocess.PIPE)
     try:
         assert daemon.stdout is not None
         assert daemon.stdout.readline() == b"asked\n"

@@ -41,6 +41,9 @@ class VirtualRuntime:
         await trio.lowlevel.checkpoint()
         return function(*args)
 
+    async def in_new_thread(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        return await self.in_thread(function, *args)
+
     def threads(self, count: int) -> "_VirtualThreads":
         return _VirtualThreads()
 
