@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+from scripts.benchmarks.big_file import BigFile
+from scripts.benchmarks.chart import drawn
+from scripts.benchmarks.edits import Edits
 from scripts.benchmarks.failover import Failover
 from scripts.benchmarks.first_byte import FirstByte
 from scripts.benchmarks.ground import open_ground
@@ -16,11 +19,14 @@ from scripts.benchmarks.hedging import Hedging
 from scripts.benchmarks.machine import this_machine
 from scripts.benchmarks.names import Names
 from scripts.benchmarks.phase import Phase
-from scripts.benchmarks.report import as_json, table
+from scripts.benchmarks.report import as_json, table, targets
 from scripts.benchmarks.series import WARM_UP, Findings
 from scripts.benchmarks.small_files import SmallFiles
+from scripts.benchmarks.start import Start
 from scripts.benchmarks.storm import RemoteStorm
 from scripts.benchmarks.stream import Streaming
+from scripts.benchmarks.subjects import SUBJECTS
+from scripts.benchmarks.tree import Tree
 from scripts.benchmarks.unchanged import Unchanged
 from scripts.benchmarks.uncontended import Uncontended
 from scripts.benchmarks.visibility import Visibility
@@ -28,8 +34,19 @@ from scripts.benchmarks.waiters import Waiters
 from scripts.benchmarks.yard import Regions, Trial, has_s3, open_yard
 
 PHASES: tuple[Phase, ...] = (Uncontended(), Handoff(), Waiters(), Visibility(), Names(), Unchanged())
-TRIALS: tuple[Trial, ...] = (Streaming(), FirstByte(), SmallFiles(), Hedging(), Failover(), RemoteStorm())
-SMOKE_ROUNDS = 2
+TRIALS: tuple[Trial, ...] = (
+    Tree(),
+    Edits(),
+    BigFile(),
+    Start(),
+    Streaming(),
+    FirstByte(),
+    SmallFiles(),
+    Hedging(),
+    Failover(),
+    RemoteStorm(),
+)
+SMOKE_ROUNDS = 1
 
 
 def main() -> int:
@@ -43,8 +60,11 @@ def main() -> int:
     for one, findings in chain(_phases(asked), _trials(asked)):
         print(table(one, findings), flush=True)
         everything.append(findings)
+    print(targets(everything), flush=True)
     if asked.json:
         asked.json.write_text(as_json(machine, everything))
+    if asked.chart:
+        print(drawn(asked.chart, machine, everything))
     return 0
 
 
@@ -70,18 +90,26 @@ def _trials(asked: argparse.Namespace) -> Iterator[tuple[Trial, Findings]]:
             if trial.needs_s3 and not asked.phase and not has_s3():
                 print(f"{trial.name}: skipped, since no S3 server is installed: `scripts/s3 up 1` installs it\n", flush=True)
                 continue
-            with open_yard(asked.directory, regions, is_smoke=asked.smoke) as yard:
+            wanted = tuple(asked.subject or ())
+            with open_yard(
+                asked.directory, regions, is_smoke=asked.smoke, subjects=wanted, peer_rounds=asked.peer_rounds
+            ) as yard:
                 findings = trial.run(yard, asked.rounds or (1 if asked.smoke else trial.rounds))
             yield trial, findings
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure agentfs beside a local directory.")
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure agentfs side by side with its neighbours.")
     names = [each.name for each in (*PHASES, *TRIALS)]
     parser.add_argument("--phase", action="append", choices=names, help="only this; repeat it for more")
+    parser.add_argument("--subject", action="append", choices=SUBJECTS, help="only this one; repeat it for more")
     parser.add_argument("--rounds", type=_positive, help="how often each phase does what it measures in each place")
+    parser.add_argument(
+        "--peer-rounds", type=_positive, default=1, help="how many rounds rclone and s3fs take part in; default: %(default)s"
+    )
     parser.add_argument("--smoke", action="store_true", help="only see that every phase works, in about a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw FILE.png and FILE.svg; needs matplotlib")
     parser.add_argument(
         "--directory", type=Path, default=Path(tempfile.gettempdir()), help="where to run; default: %(default)s"
     )

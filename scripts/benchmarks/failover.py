@@ -40,7 +40,7 @@ class Failover:
         """A mount for each failure; the replica comes back before the next."""
         regions = yard.regions(3)
         mount = yard.workspace("replicated", "--replication", "quorum", *on(regions))
-        seconds = 1.0 if yard.is_smoke else 6.0
+        seconds = 0.4 if yard.is_smoke else 6.0
         # Each chunk has bytes of its own, and few of them once it is compressed: many reads must fit into the servers' memory.
         count = int(2.5 * seconds / PAUSE_SECONDS)
         mount.mount()

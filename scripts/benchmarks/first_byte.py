@@ -21,13 +21,13 @@ class FirstByte:
     """
 
     name = "firstbyte"
-    about = "open + read of one byte of a 10 GiB file (--smoke: 256 MiB); the mount's replica is an S3 server on this machine"
+    about = "open + read of one byte of a 10 GiB file (--smoke: 32 MiB); the mount's replica is an S3 server on this machine"
     rounds = 5
     needs_s3 = True
 
     def run(self, yard: Yard, rounds: int) -> Findings:
         """Each round has a new mount with an empty cache."""
-        size = yard.scaled(10 << 30, 256 << 20)
+        size = yard.scaled(10 << 30, 32 << 20)
         block = os.urandom(BLOCK)
         local = yard.directory("local") / "big"
         local.write_bytes(block)

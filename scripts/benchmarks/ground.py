@@ -8,8 +8,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.benchmarks.passthrough import PASSTHROUGH, Passthrough, compiled
 from scripts.benchmarks.phase import Place, Stage
-from scripts.benchmarks.worker import Worker
+from scripts.benchmarks.worker import ANSWER_SECONDS, Worker
 from tests.mount.place import Cli, Mount, wait_until
 
 LOCAL, ONE_MOUNT, TWO_MOUNTS = "local", "one mount", "two mounts"
@@ -29,6 +30,9 @@ class Ground:
     beside: Path
     """Another mount of the workspace that `mount` shows."""
 
+    floor: Path | None
+    """Where passthrough_ll serves a local directory, if it could be compiled."""
+
     @contextmanager
     def stage(self, phase: str) -> Iterator[Stage]:
         """A directory for a phase in each place; the processes that it hires are ended on leaving."""
@@ -47,14 +51,22 @@ class Ground:
                     Place(ONE_MOUNT, here / "alone", here / "alone", is_mount=True),
                     Place(TWO_MOUNTS, here / "across", there / "across", is_mount=True),
                 ),
+                floor=self._floor(phase),
                 hire=lambda: hired(stack),
                 scratch=Path(tempfile.mkdtemp(dir=self.base)),
             )
 
+    def _floor(self, phase: str) -> tuple[Place, ...]:
+        if self.floor is None:
+            return ()
+        path = _made(self.floor / phase)
+        # It has no extended attributes by default, so that no request for one reaches it: it is no mount in that sense.
+        return (Place(PASSTHROUGH, path, path, is_mount=False),)
 
-def hired(stack: ExitStack) -> Worker:
+
+def hired(stack: ExitStack, answer_seconds: float = ANSWER_SECONDS) -> Worker:
     """A process that ends with the stack."""
-    worker = Worker()
+    worker = Worker(answer_seconds)
     stack.callback(worker.stop)
     return worker
 
@@ -79,11 +91,22 @@ def open_ground(directory: Path) -> Iterator[Ground]:
         stack.callback(beside.discard)
         beside.mount()
         try:
-            yield Ground(base, _made(base / "local"), mount.path, beside.path)
+            yield Ground(base, _made(base / "local"), mount.path, beside.path, _passthrough(stack, base))
         except (OSError, AssertionError):
             # The logs go with the directory.
             print(mount.log_tail(LOG_LINES), beside.log_tail(LOG_LINES), sep="\n", file=sys.stderr)
             raise
+
+
+def _passthrough(stack: ExitStack, base: Path) -> Path | None:
+    """The mountpoint of passthrough_ll, which ends with the stack."""
+    program = compiled(_made(base / "program"))
+    if isinstance(program, str):
+        print(f"{PASSTHROUGH}: skipped, {program}\n", flush=True)
+        return None
+    served = Passthrough(PASSTHROUGH, base / "passthrough", program)
+    stack.callback(served.end)
+    return served.path
 
 
 def temporary(stack: ExitStack, directory: Path | None) -> Path:

@@ -39,7 +39,7 @@ class Hedging:
         near, far = (Link(yard.base / f"link-{number}", yard.hire(), one.endpoint) for number, one in enumerate(regions))
         urls = [region.url("w", endpoint=link.endpoint) for region, link in zip(regions, (near, far), strict=True)]
         mount = yard.workspace("hedged", *(word for url in urls for word in ("--replica", url)))
-        reads, warm_up = yard.scaled(150, 10), yard.scaled(20, 5)
+        reads, warm_up = yard.scaled(150, 4), yard.scaled(20, 3)
         chunks = range(warm_up + len(SHARES) * reads)
         mount.mount()
         write(mount.path / "f", [os.urandom(BLOCK) for _ in chunks])

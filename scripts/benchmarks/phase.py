@@ -37,6 +37,9 @@ class Stage:
     """What a phase runs on: an empty directory in each place, and processes to hire, which end with the phase."""
 
     places: tuple[Place, ...]
+    floor: tuple[Place, ...]
+    """What else there is for one process by itself: passthrough_ll, where it could be compiled."""
+
     hire: Callable[[], Worker]
     scratch: Path
     """A local directory for what is not measured."""
@@ -44,7 +47,7 @@ class Stage:
     @property
     def alone(self) -> tuple[Place, ...]:
         """The places for what one process does by itself."""
-        return tuple(place for place in self.places if not place.crosses)
+        return (*(place for place in self.places if not place.crosses), *self.floor)
 
 
 class Measured(Protocol):

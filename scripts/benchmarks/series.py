@@ -1,7 +1,7 @@
 """What a phase found: how long one thing took in one place, each time it was done, and other figures."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 WARM_UP = 3
@@ -20,6 +20,11 @@ class Series:
     def median(self) -> float:
         """In nanoseconds."""
         return statistics.median(self.nanoseconds)
+
+    @property
+    def spread(self) -> float:
+        """The median of how far the samples are from their median, in nanoseconds."""
+        return median_deviation(self.nanoseconds)
 
     @property
     def p99(self) -> int:
@@ -47,6 +52,11 @@ class Figure:
         """In `unit`."""
         return statistics.median(self.values)
 
+    @property
+    def spread(self) -> float:
+        """The median of how far the values are from their median, in `unit`."""
+        return median_deviation(self.values)
+
 
 @dataclass(frozen=True, slots=True)
 class Aim:
@@ -65,6 +75,22 @@ class Aim:
 
 
 @dataclass(frozen=True, slots=True)
+class Cost:
+    """What one step of a round cost those who serve a place. Requests are the S3 server's counts, None where there is none."""
+
+    what: str
+    place: str
+    round: int
+    processor_seconds: float
+    peak_mib: float
+    puts: int | None
+    gets: int | None
+    others: int | None
+    bytes_in: int | None
+    bytes_out: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Findings:
     """All that a phase found."""
 
@@ -72,6 +98,9 @@ class Findings:
     series: tuple[Series, ...] = ()
     aims: tuple[Aim, ...] = ()
     figures: tuple[Figure, ...] = ()
+    costs: tuple[Cost, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What must be known to read the figures, one line each: who is missing, and who failed where."""
 
 
 class Tally:
@@ -115,6 +144,10 @@ class Ledger:
             if what == wanted
         )
 
+    def has(self, what: str, place: str) -> bool:
+        """Whether anything was noted of one thing in one place."""
+        return any((one, where) == (what, place) for one, where, _ in self._values)
+
     def values(self, what: str, place: str) -> list[float]:
         """What was noted of one thing in one place, in the order of the rounds."""
         return next(values for (one, where, _), values in self._values.items() if (one, where) == (what, place))
@@ -122,6 +155,28 @@ class Ledger:
     def median(self, what: str, place: str) -> float:
         """The median of that."""
         return statistics.median(self.values(what, place))
+
+    def beside(
+        self, what: str, place: str, neighbour: str, *, at_most: float | None = None, at_least: float | None = None
+    ) -> Iterator[Aim]:
+        """The aim for what one place has divided by what its neighbour has; nothing where either has none.
+
+        It is the median of the rounds' ratios: what was measured one after the other stands side by side, since the machine
+        may be busier in one round than in another.
+        """
+        bound = at_most if at_most is not None else at_least
+        assert bound is not None
+        if not self.has(what, place) or not self.has(what, neighbour):
+            return
+        pairs = zip(self.values(what, place), self.values(what, neighbour), strict=False)
+        ratio = statistics.median(one / other for one, other in pairs)
+        yield Aim(f"{what}: {place} ÷ {neighbour}", ratio, bound, "×", at_least=at_least is not None)
+
+
+def median_deviation(values: Sequence[float]) -> float:
+    """The median absolute deviation: a spread that one stray value does not move."""
+    middle = statistics.median(values)
+    return statistics.median(abs(value - middle) for value in values)
 
 
 def median(series: Sequence[Series], what: str, place: str) -> float:

@@ -5,13 +5,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 from agentfs.model.extents import INLINE_MAX
 from agentfs.workspace.folding import INLINE_ALLOWED, WORTHWHILE_BYTES
 from scripts.benchmarks.ground import LOCAL
 from scripts.benchmarks.series import Aim, Findings, Ledger
-from scripts.benchmarks.yard import Yard, asked, asked_each, forget_pages, mounted_anew, mounted_cold, on, worked_seconds
+from scripts.benchmarks.yard import Yard, asked, asked_each, forget_pages, mounted_anew, mounted_cold, on, told, worked_seconds
 from tests.mount.place import Mount, wait_until
 
 MOUNT, COLD, HOT = "mount", "mount, cold", "mount, hot"
@@ -85,8 +86,8 @@ def plant(tree: Path, count: int, seed: int) -> list[int]:
 
 def _text(chance: random.Random) -> str:
     words = ["".join(chance.choices("etaoinshrdlu_", k=chance.randint(2, 12))) for _ in range(3000)]
-    frequency = [1 / (rank + 1) for rank in range(len(words))]
-    lines = (f"    {' '.join(chance.choices(words, frequency, k=7))}" for _ in range(1 << 16))
+    frequency = list(accumulate(1 / (rank + 1) for rank in range(len(words))))
+    lines = (f"    {' '.join(chance.choices(words, cum_weights=frequency, k=7))}" for _ in range(1 << 16))
     return "\n".join(lines)
 
 
@@ -100,9 +101,9 @@ def _unpack(ledger: Ledger, archive: Path, local: Path, mount: Mount) -> None:
         wait_until(lambda: _is_saved(mount), "everything to be durable", seconds=FOLDED_SECONDS)
 
     ledger.add("unpack", LOCAL, _seconds(to_local), "s")
-    before, worked = asked_each(mount), worked_seconds(mount)
+    before, worked = asked_each(mount), worked_seconds(mount.pid)
     ledger.add("unpack", MOUNT, _seconds(to_mount), "s")
-    ledger.add("daemon's processor time, unpack", MOUNT, worked_seconds(mount) - worked, "s")
+    ledger.add("daemon's processor time, unpack", MOUNT, worked_seconds(mount.pid) - worked, "s")
     before = _note_puts(ledger, mount, before, "unpack")
     wait_until(lambda: _inline_bytes(mount) <= FOLDED_BYTES, "small bodies to be folded", seconds=FOLDED_SECONDS)
     _note_puts(ledger, mount, before, "folding")
@@ -124,9 +125,9 @@ def _search(ledger: Ledger, local: Path, mount: Mount, tree: Path) -> None:
     ledger.add("grep", LOCAL, _seconds(lambda: _grep(local)), "s")
     for place, mounted in ((COLD, mounted_cold), (HOT, mounted_anew)):
         mounted(mount)
-        before, worked = asked(mount), worked_seconds(mount)
+        before, worked = asked(mount), worked_seconds(mount.pid)
         ledger.add("grep", place, _seconds(lambda: _grep(tree)), "s")
-        ledger.add("daemon's processor time, grep", place, worked_seconds(mount) - worked, "s")
+        ledger.add("daemon's processor time, grep", place, worked_seconds(mount.pid) - worked, "s")
         spent = {verb: count - before[verb] for verb, count in asked(mount).items()}
         ledger.add("GETs, grep", place, spent["get"], "")
         ledger.add("fetched, grep", place, spent["bytes_in"] / 2**20, "MiB")
@@ -144,12 +145,12 @@ def _grep(tree: Path) -> None:
 
 
 def _is_saved(mount: Mount) -> bool:
-    status = mount.status()
+    status = told(mount)
     return not status["dirty_files"] and not status["pending_transactions"]
 
 
 def _inline_bytes(mount: Mount) -> int:
-    return int(mount.status()["inline_bytes"])
+    return int(told(mount)["inline_bytes"])
 
 
 def _seconds(act: Callable[[], None]) -> float:

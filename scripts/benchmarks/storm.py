@@ -98,8 +98,8 @@ class _Scene:
         self.mount = yard.workspace("here")
         other = yard.workspace("elsewhere")
         self._journals = {HERE: self.mount.journal, ELSEWHERE: other.journal}
-        self._seconds = 0.3 if yard.is_smoke else 4.0
-        self._told_seconds = 1.0 if yard.is_smoke else 3.0
+        self._seconds = 0.15 if yard.is_smoke else 4.0
+        self._told_seconds = 0.5 if yard.is_smoke else 3.0
         self._pouring, self._watching, self._over = (new_moment(yard.base / name) for name in ("pouring", "watching", "over"))
         self._worker, self._storm, self._watcher = yard.hire(), yard.hire(), yard.hire()
         for journal in self._journals.values():

@@ -31,7 +31,7 @@ class Streaming:
         local = yard.directory("local")
         ledger = Ledger()
         for number in range(rounds):
-            blocks = [os.urandom(BLOCK) for _ in range(yard.scaled(512, 16))]
+            blocks = [os.urandom(BLOCK) for _ in range(yard.scaled(512, 8))]
             mounted_cold(mount)
             for place, directory in _in_turn({LOCAL: local, MOUNT: mount.path}, number).items():
                 ledger.add("write + fsync", place, _rate(blocks, write(directory / f"f{number}", blocks)), "MiB/s")

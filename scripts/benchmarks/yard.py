@@ -3,17 +3,21 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import msgspec
+
+from agentfs.cli.control import StatusReply, StatusRequest, connected, exchange
+from agentfs.cli.layout import mountpoint_key
 from scripts.benchmarks.ground import LOG_LINES, hired, temporary
 from scripts.benchmarks.phase import Measured
 from scripts.benchmarks.series import Findings
-from scripts.benchmarks.worker import Worker
-from tests.mount.place import Cli, Mount
+from scripts.benchmarks.worker import ANSWER_SECONDS, Worker
+from tests.mount.place import WAIT_SECONDS, Cli, Mount
 from tests.regions import Region, Servers
 
 PROGRAMS = ("radosgw", "ceph-mon", "ceph-osd")
@@ -61,6 +65,12 @@ class Yard:
 
     base: Path
     is_smoke: bool
+    subjects: tuple[str, ...]
+    """Which subjects are wanted; with none, the usual ones."""
+
+    peer_rounds: int
+    """How many rounds peers take part in."""
+
     _stack: ExitStack
     _regions: Regions
     _given: list[Region] = field(default_factory=list)
@@ -100,9 +110,13 @@ class Yard:
         mount.create(*options)
         return mount
 
-    def hire(self) -> Worker:
-        """A process of its own."""
-        return hired(self._stack)
+    def hire(self, answer_seconds: float = ANSWER_SECONDS) -> Worker:
+        """A process of its own, each of whose calls may take so long."""
+        return hired(self._stack, answer_seconds)
+
+    def on_leaving(self, act: Callable[[], None]) -> None:
+        """Have something done when the trial is over, before what was made earlier goes."""
+        self._stack.callback(act)
 
     def logs(self) -> Iterator[str]:
         """The end of each daemon's log."""
@@ -110,10 +124,12 @@ class Yard:
 
 
 @contextmanager
-def open_yard(directory: Path, regions: Regions, *, is_smoke: bool) -> Iterator[Yard]:
+def open_yard(
+    directory: Path, regions: Regions, *, is_smoke: bool, subjects: tuple[str, ...] = (), peer_rounds: int = 1
+) -> Iterator[Yard]:
     """A yard in a new directory below `directory`, removed on leaving."""
     with ExitStack() as stack:
-        yard = Yard(temporary(stack, directory), is_smoke, stack, regions)
+        yard = Yard(temporary(stack, directory), is_smoke, subjects, peer_rounds, stack, regions)
         try:
             yield yard
         except (OSError, AssertionError):
@@ -151,9 +167,19 @@ def _left(mount: Mount) -> None:
         mount.umount()
 
 
+def told(mount: Mount) -> dict[str, Any]:
+    """What `agentfs status` says of a mount. No process is started for it: what is measured must not wait for that."""
+    point = mount.path.resolve()
+    sockets = Path(mount.cli.environment["XDG_RUNTIME_DIR"]).rglob(f"{mountpoint_key(point)}.sock")
+    with connected(next(sockets), point, timeout_seconds=WAIT_SECONDS) as connection:
+        (reply,) = exchange(connection, StatusRequest(), point)
+    assert isinstance(reply, StatusReply), "the protocol answers status with StatusReply"
+    return dict(msgspec.to_builtins(reply.status))
+
+
 def asked_each(mount: Mount) -> list[dict[str, int]]:
     """What this mount has asked of each replica since it began: requests by verb, `bytes_in` and `bytes_out`."""
-    return [replica["requests"] for replica in mount.status()["replicas"]]
+    return [replica["requests"] for replica in told(mount)["replicas"]]
 
 
 def asked(mount: Mount) -> dict[str, int]:
@@ -162,9 +188,9 @@ def asked(mount: Mount) -> dict[str, int]:
     return {verb: sum(count[verb] for count in counts) for verb in counts[0]}
 
 
-def worked_seconds(mount: Mount) -> float:
-    """The processor time that the daemon has taken since it began (proc_pid_stat(5)). A busy machine changes it little."""
-    fields = Path(f"/proc/{mount.pid}/stat").read_text().rpartition(")")[2].split()
+def worked_seconds(pid: int) -> float:
+    """The processor time that a process has taken since it began (proc_pid_stat(5)). A busy machine changes it little."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
