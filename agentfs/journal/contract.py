@@ -1,8 +1,15 @@
 """What a journal engine does: order bytes. It knows nothing of files (the suite: tests/conformance/test_journal.py)."""
 
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
+from agentfs.model.errors import Invalid
 from agentfs.model.ids import Position
+
+FIRST: Final = Position(1)
+"""Where a journal begins that is nobody's continuation."""
+
+POINTER_MAX: Final = 64 << 10
+"""How many bytes a pointer has at most."""
 
 
 class Record(NamedTuple):
@@ -14,6 +21,9 @@ class Record(NamedTuple):
 
 class Journal(Protocol):
     """An append-only, totally ordered log that several processes share.
+
+    It is made empty, with the position that its first entry will have: one that does not begin at 1 is like one that was
+    trimmed up to there.
 
     Errors: Unavailable where trying again may help, NoSpace when the disk or quota is full, Corrupt for damage. After an
     error from `append` the entry may or may not be in the journal: the caller sends it again, and `apply` ignores a
@@ -69,6 +79,27 @@ class Journal(Protocol):
         """Forget the entries in front of `before`. The tail's entry always stays."""
         ...
 
+    async def pointer(self) -> bytes:
+        """The note for whoever reads this journal for the first time and wants to know where to begin; b"" if there is none.
+
+        As new as every `point` that returned before this call.
+        """
+        ...
+
+    async def point(self, position: Position, text: bytes) -> None:
+        """Replace the pointer, unless the present one is for a later position. It survives a power cut, and trimming.
+
+        `position` is only compared with those of other pointers. Raises Invalid for more than POINTER_MAX bytes. After an error
+        it may have been replaced or not.
+        """
+        ...
+
     async def aclose(self) -> None:
         """Release files, connections and watches. Waiters are woken with Unavailable."""
         ...
+
+
+def check_pointer(text: bytes) -> None:
+    """Raise Invalid for a pointer that is too long."""
+    if len(text) > POINTER_MAX:
+        raise Invalid(f"a journal's pointer has at most {POINTER_MAX} bytes, not {len(text)}")

@@ -2,7 +2,7 @@
 
 import trio
 
-from agentfs.journal.contract import Record
+from agentfs.journal.contract import FIRST, Record, check_pointer
 from agentfs.model.errors import Stale, Unavailable
 from agentfs.model.ids import Position
 
@@ -10,15 +10,16 @@ from agentfs.model.ids import Position
 class MemoryLog:
     """What the journals of several sessions share: the entries from `first` on, and the heartbeats."""
 
-    def __init__(self) -> None:
-        self.first = Position(1)
+    def __init__(self, first: Position = FIRST) -> None:
+        self.first = first
         self.payloads: list[bytes] = []
+        self.pointer = (Position(0), b"")
         self.counts: dict[int, int] = {}
         self.news = trio.Event()
 
     @property
     def tail(self) -> Position:
-        """The last entry's position, 0 if there is none."""
+        """The last entry's position, or the one in front of the first if there is none."""
         return Position(self.first + len(self.payloads) - 1)
 
     def wake(self) -> None:
@@ -85,6 +86,16 @@ class MemoryJournal:
         if first > self._log.first:
             del self._log.payloads[: first - self._log.first]
             self._log.first = first
+
+    async def pointer(self) -> bytes:
+        await self._step()
+        return self._log.pointer[1]
+
+    async def point(self, position: Position, text: bytes) -> None:
+        check_pointer(text)
+        await self._step()
+        if position >= self._log.pointer[0]:
+            self._log.pointer = (position, bytes(text))
 
     async def aclose(self) -> None:
         self._closed = True

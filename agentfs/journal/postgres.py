@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from agentfs.journal import postgres_tables as tables
-from agentfs.journal.contract import Record
+from agentfs.journal.contract import FIRST, Record, check_pointer
 from agentfs.journal.news import News
 from agentfs.journal.postgres_connection import Row
 from agentfs.journal.postgres_news import Ears
@@ -17,8 +17,8 @@ from agentfs.model.ids import Position
 from agentfs.runtime import Runtime
 
 
-async def create_postgres_journal(url: str, *, workspace: str, runtime: Runtime) -> None:
-    """Make an empty journal for `workspace`, and the tables if it is the first in the database.
+async def create_postgres_journal(url: str, *, workspace: str, runtime: Runtime, first: Position = FIRST) -> None:
+    """Make an empty journal for `workspace`, whose first entry will be at `first`, and the tables if there are none.
 
     Raises Exists, NotFound without the database, Invalid for a URL that will not do, Denied, NoSpace, Unavailable.
     """
@@ -26,7 +26,21 @@ async def create_postgres_journal(url: str, *, workspace: str, runtime: Runtime)
     try:
         async with pool.lent() as connection:
             await tables.make(connection, pool.place.text)
-            await tables.enter(connection, workspace, pool.place.text)
+            await tables.enter(connection, workspace, first, pool.place.text)
+    finally:
+        pool.close()
+
+
+async def remove_postgres_journal(url: str, *, workspace: str, runtime: Runtime) -> None:
+    """Take the journal of `workspace` away, with all that is in it. The tables stay.
+
+    Raises NotFound, Invalid, Denied, Unavailable.
+    """
+    pool = Pool(place_of(url), runtime)
+    try:
+        async with pool.lent() as connection:
+            found = await tables.find(connection, workspace, pool.place.text)
+            await tables.remove(connection, found.journal)
     finally:
         pool.close()
 
@@ -43,13 +57,13 @@ async def open_postgres_journal(url: str, *, workspace: str, runtime: Runtime) -
     try:
         async with pool.lent() as connection:
             await tables.check(connection, pool.place.text)
-            journal = await tables.find(connection, workspace, pool.place.text)
+            found = await tables.find(connection, workspace, pool.place.text)
         async with pool.lent() as connection:
             is_notified = await tables.has_notifications(connection)
     except BaseException:
         pool.close()
         raise
-    opened = PostgresJournal(journal, pool, runtime, is_notified=is_notified)
+    opened = PostgresJournal(found, pool, runtime, is_notified=is_notified)
     try:
         yield opened
     finally:
@@ -63,12 +77,13 @@ class PostgresJournal:
     orders those who append. Who waits is notified by them (docs/decisions/0019).
     """
 
-    def __init__(self, journal: int, pool: Pool, runtime: Runtime, *, is_notified: bool) -> None:
-        self._journal = journal
+    def __init__(self, found: tables.Found, pool: Pool, runtime: Runtime, *, is_notified: bool) -> None:
+        self._journal = found.journal
+        self._first = found.first
         self._pool = pool
         self._news = News()
-        self._ears = Ears(journal, pool, self._news, runtime, is_notified=is_notified)
-        self._ring = tables.ring(journal) if is_notified else None
+        self._ears = Ears(found.journal, pool, self._news, runtime, is_notified=is_notified)
+        self._ring = tables.ring(found.journal) if is_notified else None
         self._appending = trio.Lock()
         self._seen = Position(0)
 
@@ -82,16 +97,16 @@ class PostgresJournal:
             return self._reached(rows, Position(seen + 1))
 
     async def read(self, after: Position, *, limit_bytes: int = 4 << 20) -> list[Record]:
+        if after < self._first - 1:
+            raise _stale(self._first, after)
         records: list[Record] = []
         room = limit_bytes
         while True:
             last = Position(after + len(records))
-            portion = _records(await self._pool.ask(tables.entries(self._journal, last, room)))
+            portion = _records(await self._pool.ask_patiently(tables.entries(self._journal, last, room)))
             if portion and portion[0].position != last + 1:
                 if not records:
-                    raise Stale(
-                        f"the journal was trimmed up to position {portion[0].position - 1}, asked for what follows {after}"
-                    )
+                    raise _stale(portion[0].position, after)
                 # Trimmed since the last portion: the next read says so.
                 return records
             if records and portion and len(portion[0].payload) > room:
@@ -103,7 +118,7 @@ class PostgresJournal:
 
     async def tail(self) -> Position:
         seen = self._seen
-        return self._reached(await self._pool.ask(tables.tail(self._journal)), seen)
+        return self._reached(await self._pool.ask_patiently(tables.tail(self._journal)), seen)
 
     def tail_at_once(self) -> Position | None:
         # Only the server knows.
@@ -134,6 +149,14 @@ class PostgresJournal:
         while (await self._pool.ask(tables.trim_some(self._journal, before)))[0][0]:
             pass
 
+    async def pointer(self) -> bytes:
+        rows = await self._pool.ask_patiently(tables.pointer(self._journal))
+        return bytes(rows[0][0]) if rows else b""
+
+    async def point(self, position: Position, text: bytes) -> None:
+        check_pointer(text)
+        await self._pool.ask(tables.point(self._journal, position, text))
+
     async def aclose(self) -> None:
         self._pool.close()
         self._news.wake_all()
@@ -161,3 +184,7 @@ def _records(rows: list[Row]) -> list[Record]:
         if record.position != expected:
             raise Corrupt(f"the journal lacks position {expected}")
     return records
+
+
+def _stale(first: Position, after: Position) -> Stale:
+    return Stale(f"the journal was trimmed up to position {first - 1}, asked for what follows {after}")

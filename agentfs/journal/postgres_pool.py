@@ -19,6 +19,11 @@ CONFLICT_TRIES: Final = 10
 CONFLICT_PAUSE_SECONDS: Final = 0.005
 """How often a transaction is run that the server gives up for others' sake, and the longest first pause; it doubles."""
 
+RESTART_SECONDS: Final = 5.0
+RESTART_PAUSE_SECONDS: Final = 0.05
+RESTART_PAUSE_MAX_SECONDS: Final = 0.5
+"""For how long what can be asked twice is asked again, so that it outlasts a server's restart; the pauses, which double."""
+
 _LOOK_UP_THREADS: Final = 2
 
 
@@ -47,6 +52,20 @@ class Pool:
                 await self._runtime.sleep(pause * self._runtime.jitter())
                 pause *= 2
         return await self._ask_once(statement, then)
+
+    async def ask_patiently(self, statement: Statement) -> list[Row]:
+        """As `ask`, for a statement that does no harm if it runs twice: it outlasts a short absence of the server."""
+        give_up = self._runtime.boottime() + RESTART_SECONDS
+        pause = RESTART_PAUSE_SECONDS
+        while True:
+            try:
+                return await self.ask(statement)
+            except Unavailable:
+                self.refuse_when_closed()
+                if self._runtime.boottime() + pause >= give_up:
+                    raise
+            await self._runtime.sleep(pause * (0.5 + 0.5 * self._runtime.jitter()))
+            pause = min(2 * pause, RESTART_PAUSE_MAX_SECONDS)
 
     @asynccontextmanager
     async def lent(self) -> AsyncIterator[Connection]:

@@ -1,6 +1,6 @@
 """What a PostgreSQL database holds for its journals, how it comes to its present form, and the contract's operations as SQL."""
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from agentfs.journal.postgres_connection import Connection, Statement
 from agentfs.model.errors import Exists, Invalid, NotFound, NotSupported
@@ -26,6 +26,15 @@ MIGRATIONS: tuple[tuple[bytes, ...], ...] = (
             count bigint NOT NULL,
             PRIMARY KEY (journal, session))""",
     ),
+    (
+        # `first` is the position of the journal's first entry, or of the one that would be.
+        b"ALTER TABLE agentfs_journals ADD COLUMN first bigint NOT NULL DEFAULT 1",
+        # Its pointer, and the position that it is for: in a row of its own, for nobody who appends to wait or to copy.
+        b"""CREATE TABLE agentfs_pointers (
+            journal bigint NOT NULL PRIMARY KEY,
+            position bigint NOT NULL,
+            pointer bytea NOT NULL)""",
+    ),
 )
 """The steps from one version of the tables to the next; the first makes them. A step that was released is never changed."""
 
@@ -41,8 +50,8 @@ _SCHEMA: Final = b"CREATE TABLE IF NOT EXISTS agentfs_schema (version bigint NOT
 _SCHEMA_START: Final = b"INSERT INTO agentfs_schema SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM agentfs_schema)"
 _SCHEMA_VERSION: Final = b"SELECT version FROM agentfs_schema"
 
-_FIND: Final = b"SELECT journal FROM agentfs_journals WHERE workspace = $1"
-_ENTER: Final = b"INSERT INTO agentfs_journals (workspace) VALUES ($1)"
+_FIND: Final = b"SELECT journal, first FROM agentfs_journals WHERE workspace = $1"
+_ENTER: Final = b"INSERT INTO agentfs_journals (workspace, tail, first) VALUES ($1, $2 - 1, $2)"
 
 # The row's lock orders those who append; each sees the tail that the one before has committed.
 _APPEND: Final = b"""
@@ -84,6 +93,21 @@ WITH forgotten AS (
     RETURNING position)
 SELECT count(*) FROM forgotten
 """
+
+_POINTER: Final = b"SELECT pointer FROM agentfs_pointers WHERE journal = $1"
+_POINT: Final = b"""
+INSERT INTO agentfs_pointers (journal, position, pointer)
+SELECT journal, $2, $3 FROM agentfs_journals WHERE journal = $1
+ON CONFLICT (journal) DO UPDATE SET position = EXCLUDED.position, pointer = EXCLUDED.pointer
+WHERE agentfs_pointers.position <= EXCLUDED.position
+"""
+
+_REMOVE: Final = (
+    b"DELETE FROM agentfs_entries WHERE journal = $1",
+    b"DELETE FROM agentfs_beats WHERE journal = $1",
+    b"DELETE FROM agentfs_pointers WHERE journal = $1",
+    b"DELETE FROM agentfs_journals WHERE journal = $1",
+)
 
 
 async def make(connection: Connection, place: str) -> None:
@@ -128,20 +152,34 @@ async def _migrate(connection: Connection) -> None:
             await connection.ask(Statement(b"UPDATE agentfs_schema SET version = $1", (len(MIGRATIONS),), kept=False))
 
 
-async def enter(connection: Connection, workspace: str, place: str) -> None:
+class Found(NamedTuple):
+    """A journal's number, and the position of the first entry that it ever had or will have."""
+
+    journal: int
+    first: Position
+
+
+async def enter(connection: Connection, workspace: str, first: Position, place: str) -> None:
     """Add an empty journal for `workspace`. Raises Exists, Denied, NoSpace, Unavailable."""
     try:
-        await connection.ask(Statement(_ENTER, (workspace,), kept=False))
+        await connection.ask(Statement(_ENTER, (workspace, first), kept=False))
     except Exists:
         raise Exists(f"there is a journal of the workspace {workspace} in {place} already") from None
 
 
-async def find(connection: Connection, workspace: str, place: str) -> int:
-    """The number of the workspace's journal. Raises NotFound, Denied, Unavailable."""
+async def find(connection: Connection, workspace: str, place: str) -> Found:
+    """The workspace's journal. Raises NotFound, Denied, Unavailable."""
     rows = await connection.ask(Statement(_FIND, (workspace,), kept=False))
     if not rows:
         raise NotFound(f"there is no journal of the workspace {workspace} in {place}")
-    return int(rows[0][0])
+    return Found(rows[0][0], Position(rows[0][1]))
+
+
+async def remove(connection: Connection, journal: int) -> None:
+    """Take a journal away, all of it or nothing. Raises Denied, Unavailable."""
+    async with connection.transaction():
+        for statement in _REMOVE:
+            await connection.ask(Statement(statement, (journal,), kept=False))
 
 
 async def has_notifications(connection: Connection) -> bool:
@@ -199,3 +237,13 @@ def forget_beat(journal: int, session: int) -> Statement:
 def trim_some(journal: int, before: Position) -> Statement:
     """Forget a bounded number of the oldest entries in front of `before`; gives how many."""
     return Statement(_TRIM, (journal, before, _TRIM_STEP))
+
+
+def pointer(journal: int) -> Statement:
+    """Gives the pointer, and nothing if there is none."""
+    return Statement(_POINTER, (journal,))
+
+
+def point(journal: int, position: Position, text: bytes) -> Statement:
+    """Replace the pointer unless it is for a later position."""
+    return Statement(_POINT, (journal, position, text))

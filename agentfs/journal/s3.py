@@ -7,14 +7,15 @@ from typing import Final
 
 import trio
 
-from agentfs.journal import s3_head
-from agentfs.journal.contract import Record
+from agentfs.journal import s3_head, s3_pointer
+from agentfs.journal.contract import FIRST, Record, check_pointer
 from agentfs.journal.news import News
 from agentfs.journal.s3_appending import Appending
 from agentfs.journal.s3_bucket import PAGE, Bucket, Requests
 from agentfs.journal.s3_entries import Entries
 from agentfs.journal.s3_head import Head, create_head
 from agentfs.journal.s3_looking import Looking
+from agentfs.journal.s3_pointer import Pointer
 from agentfs.journal.s3_probe import check_conditional_puts
 from agentfs.model.errors import Corrupt, Exists, Stale
 from agentfs.model.ids import Position
@@ -30,19 +31,35 @@ STEPS_MAX: Final = 3
 _BEATS: Final = "beats/"
 
 
-async def create_s3_journal(url: str, *, runtime: Runtime) -> None:
-    """Make an empty journal in a place (`agentfs.s3.parse_s3_url`).
+async def create_s3_journal(url: str, *, runtime: Runtime, first: Position = FIRST) -> None:
+    """Make an empty journal in a place (`agentfs.s3.parse_s3_url`), whose first entry will be at `first`.
 
     Raises Exists, Invalid for a URL that will not do and for a server that does not honour conditional puts, Denied, NoSpace,
     Unavailable.
     """
     bucket = Bucket(parse_s3_url(url), runtime)
     try:
-        if await bucket.get(s3_head.KEY) is not None or await Entries(bucket).newest():
+        if await bucket.get(s3_head.KEY) is not None:
             raise Exists(f"there is a journal in {bucket.text} already")
+        if await Entries(bucket).newest() or await bucket.get(s3_pointer.KEY) is not None:
+            raise Exists(
+                f"there are remains of a journal in {bucket.text}: delete what is below its journal/, or name another place"
+            )
         await check_conditional_puts(bucket, runtime)
-        if not await create_head(bucket, runtime):
+        if not await create_head(bucket, runtime, first):
             raise Exists(f"there is a journal in {bucket.text} already")
+    finally:
+        bucket.close()
+
+
+async def remove_s3_journal(url: str, *, runtime: Runtime) -> None:
+    """Take the journal in a place away, with all that is in it. Raises Invalid, Denied, Unavailable."""
+    bucket = Bucket(parse_s3_url(url), runtime)
+    try:
+        # Its head first: what is left if this breaks off is no journal that anybody could open.
+        await bucket.delete([s3_head.KEY])
+        while listed := await bucket.listing(""):
+            await bucket.delete([one.key for one in listed])
     finally:
         bucket.close()
 
@@ -57,7 +74,9 @@ async def open_s3_journal(url: str, *, runtime: Runtime) -> "AsyncIterator[S3Jou
     try:
         head = Head(bucket, runtime)
         await head.open()
-        opened = S3Journal(bucket, head, await Entries(bucket).newest(), runtime)
+        # A journal that does not begin at 1 has a tail before it has entries.
+        tail = max(await Entries(bucket).newest(), Position(head.before - 1))
+        opened = S3Journal(bucket, head, tail, runtime)
     except BaseException:
         bucket.close()
         raise
@@ -80,6 +99,7 @@ class S3Journal:
         self._head = head
         self._runtime = runtime
         self._entries = Entries(bucket)
+        self._pointer = Pointer(bucket, head, runtime)
         self._news = News()
         self._news.learn(tail)
         self._looking = Looking(runtime)
@@ -161,6 +181,13 @@ class S3Journal:
             await self._head.announce(before)
             await self._runtime.sleep(s3_head.GRACE_SECONDS)
             await self._entries.delete_before(before)
+
+    async def pointer(self) -> bytes:
+        return await self._pointer.get()
+
+    async def point(self, position: Position, text: bytes) -> None:
+        check_pointer(text)
+        await self._pointer.put(position, text)
 
     async def aclose(self) -> None:
         self._bucket.close()

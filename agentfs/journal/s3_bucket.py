@@ -90,9 +90,9 @@ class Bucket:
         """Put an object where there is none; False if there is one. Asked once: after Unavailable it may be there or not."""
         return await self._run("put", self._put_if, key, body, None, note)
 
-    async def replace(self, key: str, body: bytes, etag: str) -> bool:
+    async def replace(self, key: str, body: bytes, etag: str, *, note: str = "") -> bool:
         """Put an object in place of the one with this ETag; False if that is there no more. Asked once, like `put_new`."""
-        return await self._run("put", self._put_if, key, body, etag, "")
+        return await self._run("put", self._put_if, key, body, etag, note)
 
     async def put(self, key: str, body: bytes) -> None:
         """Put an object, whatever is there."""

@@ -109,7 +109,7 @@ class Head:
             raise Corrupt(f"the journal {self._bucket.text}: its {KEY} is not readable: {error}") from error
 
 
-async def create_head(bucket: Bucket, runtime: Runtime) -> bool:
-    """Put the head of an empty journal; False if there is one."""
-    record = HeadRecord(format=FORMAT, id=runtime.random_bytes(16).hex(), before=1)
+async def create_head(bucket: Bucket, runtime: Runtime, first: Position) -> bool:
+    """Put the head of an empty journal, whose first entry will be at `first`; False if there is one."""
+    record = HeadRecord(format=FORMAT, id=runtime.random_bytes(16).hex(), before=first)
     return await bucket.put_new(KEY, msgspec.json.encode(record))

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 import trio
 
 from agentfs.journal import sqlite_file, sqlite_tables
-from agentfs.journal.contract import Record
+from agentfs.journal.contract import FIRST, Record, check_pointer
 from agentfs.journal.sqlite_bells import Bell, hang_bell, ring_bells
 from agentfs.journal.sqlite_turn import Turn, open_turn
 from agentfs.journal.sqlite_waiters import Waiters
@@ -35,8 +35,8 @@ _NAME_BYTES: Final = 16
 T = TypeVar("T")
 
 
-def create_sqlite_journal(path: Path) -> None:
-    """Make an empty journal at `path`, and nothing if that fails.
+def create_sqlite_journal(path: Path, *, first: Position = FIRST) -> None:
+    """Make an empty journal at `path`, whose first entry will be at `first`, and nothing if that fails.
 
     Raises Exists for anything that stands there, NotFound without its directory, Denied, NoSpace, Unavailable.
     """
@@ -44,8 +44,8 @@ def create_sqlite_journal(path: Path) -> None:
     try:
         with sqlite_file.translated(path), closing(sqlite_file.connect(path)) as db:
             sqlite_file.configure(db, path)
-            first = f"INSERT INTO meta VALUES ('format', {sqlite_tables.FORMAT});"
-            db.executescript(f"BEGIN IMMEDIATE; {sqlite_tables.TABLES} {first} COMMIT;")
+            meta = f"INSERT INTO meta VALUES ('format', {sqlite_tables.FORMAT}), ('first', {first});"
+            db.executescript(f"BEGIN IMMEDIATE; {sqlite_tables.TABLES} {meta} COMMIT;")
     except BaseException:
         for part in ("", "-wal", "-shm"):
             Path(f"{path}{part}").unlink(missing_ok=True)
@@ -160,6 +160,14 @@ class SqliteJournal:
         # In steps, so that appends need not wait for all of it.
         while await self._write(lambda db: sqlite_tables.trim_some(db, before), size=IN_PLACE_BYTES + 1):
             pass
+
+    async def pointer(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return await self._read(sqlite_tables.pointer)
+
+    async def point(self, position: Position, text: bytes) -> None:
+        check_pointer(text)
+        await self._write(lambda db: sqlite_tables.point(db, position, text), size=len(text))
 
     async def aclose(self) -> None:
         self._closed = True

@@ -3,11 +3,13 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from typing import Final
+from typing import Final, TypeVar
 
 from agentfs.journal.contract import Record
 from agentfs.model.errors import Corrupt, Stale
 from agentfs.model.ids import Position
+
+T = TypeVar("T", int, bytes)
 
 FORMAT: Final = 1
 """The newest format of the file that this program reads and the one it writes."""
@@ -17,6 +19,8 @@ CREATE TABLE entries (position INTEGER PRIMARY KEY, payload BLOB NOT NULL);
 CREATE TABLE beats (session INTEGER PRIMARY KEY, count INTEGER NOT NULL);
 CREATE TABLE meta (key TEXT PRIMARY KEY, value);
 """
+"""Under `meta`: `format`; `first`, the position of the journal's first entry, which is 1 where it is not said; and, once there
+is a pointer, `pointer` and the position that it is for, `pointed`."""
 
 _TRIM_STEP: Final = 1000
 
@@ -42,6 +46,8 @@ def entries(db: sqlite3.Connection, after: Position, limit_bytes: int) -> list[R
             if position != expected:
                 raise _gap(after, position) if not records else Corrupt(f"the journal lacks position {expected}")
             records.append(Record(Position(position), payload))
+    if not records and after < (start := _before_first(db)):
+        raise _gap(after, start + 1)
     return records
 
 
@@ -57,9 +63,34 @@ def _gap(after: Position, first: int) -> Stale:
 
 
 def tail(db: sqlite3.Connection) -> Position:
-    """The last entry's position, 0 if there is none."""
+    """The last entry's position, or the one in front of the first if there is none."""
     ((position,),) = db.execute("SELECT MAX(position) FROM entries").fetchall()
-    return Position(position or 0)
+    return _before_first(db) if position is None else Position(position)
+
+
+def _before_first(db: sqlite3.Connection) -> Position:
+    return Position(_meta(db, "first", 1) - 1)
+
+
+def _meta(db: sqlite3.Connection, key: str, missing: T) -> T:
+    rows = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchall()
+    if not rows:
+        return missing
+    ((value,),) = rows
+    if not isinstance(value, type(missing)):
+        raise Corrupt(f"the journal's {key} is not one")
+    return value
+
+
+def pointer(db: sqlite3.Connection) -> bytes:
+    """The pointer, b"" if there is none."""
+    return _meta(db, "pointer", b"")
+
+
+def point(db: sqlite3.Connection, position: Position, text: bytes) -> None:
+    """Replace the pointer unless it is for a later position."""
+    if position >= _meta(db, "pointed", 0):
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('pointed', ?), ('pointer', ?)", (position, text))
 
 
 def beats(db: sqlite3.Connection) -> dict[int, int]:

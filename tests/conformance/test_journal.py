@@ -18,7 +18,8 @@ import trio
 import trio.testing
 from watchdog.observers.inotify_c import InotifyConstants, inotify_add_watch, inotify_init
 
-from agentfs.journal.contract import Journal, Record
+from agentfs.journal.contract import FIRST as BEGINNING
+from agentfs.journal.contract import POINTER_MAX, Journal, Record
 from agentfs.journal.memory import MemoryJournal, MemoryLog
 from agentfs.journal.postgres import create_postgres_journal, open_postgres_journal
 from agentfs.journal.s3 import create_s3_journal, open_s3_journal
@@ -48,24 +49,30 @@ class Sleepless(SystemRuntime):
         raise AssertionError("a journal must not poll")
 
 
+@pytest.fixture
+def first() -> Position:
+    """Where the test's journal begins; a test that is parametrised with `first` says otherwise."""
+    return BEGINNING
+
+
 @pytest.fixture(params=["memory", "sqlite", "postgres", "s3"])
-async def open_again(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
+async def open_again(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Position) -> Open:
     """Opens the test's journal, any number of times: each is a session's own."""
     match request.param:
         case "memory":
-            return memory_opener()
+            return memory_opener(first)
         case "sqlite":
-            return sqlite_opener(tmp_path / "journal.sqlite")
+            return sqlite_opener(tmp_path / "journal.sqlite", first)
         case "s3":
             # Nothing of what was read before is relied upon, so that a trim need not wait until nobody does.
             monkeypatch.setattr("agentfs.journal.s3_head.TRUST_SECONDS", 0.0)
             monkeypatch.setattr("agentfs.journal.s3_head.GRACE_SECONDS", 0.0)
             [region] = request.getfixturevalue("regions")(1)
-            return await s3_opener(region.url("workspace"))
+            return await s3_opener(region.url("workspace"), first)
         case _:
             # Who waits must be woken: a look now and then would hide that it is not.
             monkeypatch.setattr("agentfs.journal.postgres_news.LOOK_SECONDS", 10 * BOUND_SECONDS)
-            return await postgres_opener(tmp_path.name)
+            return await postgres_opener(tmp_path.name, first)
 
 
 @pytest.fixture
@@ -92,8 +99,8 @@ def bounded(test: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
     return run
 
 
-def memory_opener() -> Open:
-    log = MemoryLog()
+def memory_opener(first: Position) -> Open:
+    log = MemoryLog(first)
 
     @asynccontextmanager
     async def open_again() -> AsyncIterator[Journal]:
@@ -104,22 +111,22 @@ def memory_opener() -> Open:
     return open_again
 
 
-def sqlite_opener(path: Path) -> Open:
-    create_sqlite_journal(path)
+def sqlite_opener(path: Path, first: Position) -> Open:
+    create_sqlite_journal(path, first=first)
     return lambda: open_sqlite_journal(path, runtime=Sleepless())
 
 
-async def postgres_opener(name: str) -> Open:
+async def postgres_opener(name: str, first: Position) -> Open:
     """Every test is a workspace of its own, all in one database."""
     url = shared_server().url()
     workspace = f"{name} {uuid.uuid4()}"
-    await create_postgres_journal(url, workspace=workspace, runtime=Sleepless())
+    await create_postgres_journal(url, workspace=workspace, runtime=Sleepless(), first=first)
     return lambda: open_postgres_journal(url, workspace=workspace, runtime=Sleepless())
 
 
-async def s3_opener(url: str) -> Open:
+async def s3_opener(url: str, first: Position) -> Open:
     """It must look for news now and then: nobody wakes those who wait."""
-    await create_s3_journal(url, runtime=SystemRuntime())
+    await create_s3_journal(url, runtime=SystemRuntime(), first=first)
     return lambda: open_s3_journal(url, runtime=SystemRuntime())
 
 
@@ -437,9 +444,92 @@ async def test_a_closed_journal_is_unavailable(journal: Journal) -> None:
         journal.beats,
         lambda: journal.forget_beat(1),
         lambda: journal.trim(FIRST),
+        journal.pointer,
+        lambda: journal.point(FIRST, b"note"),
     ):
         with pytest.raises(Unavailable):
             await use()
+
+
+@pytest.mark.parametrize("first", [7])
+@bounded
+async def test_a_journal_may_begin_later(journal: Journal, other: Journal) -> None:
+    assert await journal.tail() == 6
+    assert await journal.read(Position(6)) == []
+    assert [await journal.append(b"a"), await other.append(b"b")] == [7, 8]
+    assert await everything(other, Position(6)) == [(7, b"a"), (8, b"b")]
+    await journal.wait(Position(6))
+    await other.wait(Position(7))
+    assert await other.tail() == 8
+
+
+@pytest.mark.parametrize("first", [7])
+@bounded
+async def test_what_is_in_front_of_its_beginning_is_stale(open_again: Open) -> None:
+    async def check() -> None:
+        async with open_again() as journal:
+            for after in (0, 5):
+                with pytest.raises(Stale):
+                    await journal.read(Position(after))
+
+    await check()
+    async with open_again() as journal:
+        await journal.trim(Position(5))
+        await fill_with(journal, b"a", b"b")
+    await check()
+    async with open_again() as journal:
+        await journal.trim(Position(8))
+        assert await journal.read(Position(7)) == [(8, b"b")]
+    await check()
+
+
+async def test_without_a_pointer_there_is_nothing(journal: Journal) -> None:
+    assert await journal.pointer() == b""
+
+
+@bounded
+async def test_a_pointer_is_seen_by_all(journal: Journal, other: Journal) -> None:
+    for position, text in [(3, b'{"position": 3}'), (9, bytes(range(256)) * (POINTER_MAX // 256)), (9, b"again"), (12, b"")]:
+        await journal.point(Position(position), text)
+        assert await journal.pointer() == await other.pointer() == text
+    assert await journal.tail() == 0
+
+
+@bounded
+async def test_an_older_pointer_is_ignored(journal: Journal, other: Journal) -> None:
+    await journal.point(Position(10), b"newer")
+    await other.point(Position(9), b"older")
+    assert await other.pointer() == b"newer"
+    await other.point(Position(10), b"as new")
+    assert await journal.pointer() == b"as new"
+
+
+@bounded
+async def test_of_pointers_at_the_same_time_the_newest_stays(journal: Journal, other: Journal) -> None:
+    async with trio.open_nursery() as nursery:
+        for position in (3, 8, 1, 6, 5, 2, 7, 4):
+            pointing = journal if position % 2 else other
+            nursery.start_soon(pointing.point, Position(position), b"%d" % position)
+    assert await journal.pointer() == await other.pointer() == b"8"
+
+
+@bounded
+async def test_a_pointer_survives_trimming_and_reopening(open_again: Open) -> None:
+    async with open_again() as journal:
+        await fill_with(journal, b"a", b"b", b"c")
+        await journal.point(Position(2), b"begin behind 2")
+        await journal.trim(Position(3))
+    async with open_again() as journal:
+        assert await journal.pointer() == b"begin behind 2"
+        await journal.point(Position(1), b"older")
+        assert await journal.pointer() == b"begin behind 2"
+
+
+async def test_a_pointer_that_is_too_long_is_refused(journal: Journal) -> None:
+    await journal.point(Position(1), b"short")
+    with pytest.raises(Invalid):
+        await journal.point(Position(2), bytes(POINTER_MAX + 1))
+    assert await journal.pointer() == b"short"
 
 
 @bounded

@@ -1,7 +1,7 @@
 """Faults: journals and stores that refuse, that lose an answer after doing what they were asked, and that take their time."""
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final, Protocol, TypeVar
@@ -202,6 +202,12 @@ class FaultyJournal:
     async def trim(self, before: Position) -> None:
         await self._journal.trim(before)
 
+    async def pointer(self) -> bytes:
+        return await self._asked("pointer", self._journal.pointer)
+
+    async def point(self, position: Position, text: bytes) -> None:
+        await self._asked("point", lambda: self._journal.point(position, text))
+
     async def aclose(self) -> None:
         await self._journal.aclose()
 
@@ -230,8 +236,13 @@ class FaultyStore:
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         await asked(self._faults, "list", trio.lowlevel.checkpoint)
-        async for info in self._store.list(prefix):
-            yield info
+        listing = self._store.list(prefix)
+        try:
+            async for info in listing:
+                yield info
+        finally:
+            if isinstance(listing, AsyncGenerator):
+                await listing.aclose()
 
     async def capacity(self) -> Capacity | None:
         return await self._store.capacity()

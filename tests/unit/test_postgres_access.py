@@ -230,7 +230,22 @@ async def test_older_tables_are_brought_up_to_date_once(server: PostgresServer, 
             for _ in range(8):
                 nursery.start_soon(use)
     assert server.run("SELECT tail, colour FROM agentfs_journals", database=database) == [(8, "blue")]
-    assert server.run("SELECT version FROM agentfs_schema", database=database) == [(2,)]
+    assert server.run("SELECT version FROM agentfs_schema", database=database) == [(len(postgres_tables.MIGRATIONS),)]
+
+
+async def test_a_journal_of_the_first_version_is_used_on(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = server.url(database := server.new_database())
+    for sql in postgres_tables.MIGRATIONS[0]:
+        server.run(sql.decode(), database=database)
+    server.run("CREATE TABLE agentfs_schema AS SELECT 1::bigint AS version", database=database)
+    server.run("INSERT INTO agentfs_journals (workspace, tail) VALUES ('w', 2)", database=database)
+    server.run("INSERT INTO agentfs_entries VALUES (1, 1, 'a'), (1, 2, 'b')", database=database)
+    async with open_postgres_journal(url, workspace="w", runtime=SystemRuntime()) as journal:
+        assert await journal.read(Position(0)) == [(1, b"a"), (2, b"b")]
+        assert await journal.append(b"c") == 3
+        assert await journal.pointer() == b""
+        await journal.point(Position(3), b"note")
+        assert await journal.pointer() == b"note"
 
 
 async def test_a_step_that_fails_changes_nothing(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +257,7 @@ async def test_a_step_that_fails_changes_nothing(server: PostgresServer, monkeyp
         with pytest.raises(AgentfsError):
             async with open_postgres_journal(url, workspace="w", runtime=SystemRuntime()):
                 pass
-    assert server.run("SELECT version FROM agentfs_schema", database=database) == [(1,)]
+    assert server.run("SELECT version FROM agentfs_schema", database=database) == [(len(postgres_tables.MIGRATIONS),)]
     async with open_postgres_journal(url, workspace="w", runtime=SystemRuntime()) as journal:
         assert await journal.append(b"a") == 1
 

@@ -230,6 +230,25 @@ async def test_who_waits_is_told_of_a_restart_and_listens_again(
             await other.append(b"a")
 
 
+async def test_what_only_looks_outlasts_a_restart(mortal: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening a file is such a look: a program need not notice that the server is restarted."""
+    monkeypatch.setattr("agentfs.journal.postgres_pool.RESTART_SECONDS", float(BOUND_SECONDS))
+    async with opened(mortal.url()) as journal:
+        await journal.append(b"a")
+        await trio.to_thread.run_sync(mortal.stop)
+        looked: list[object] = []
+
+        async def look() -> None:
+            looked.append((await journal.tail(), await journal.read(FIRST)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            with pytest.raises(Unavailable):
+                await journal.append(b"b")
+            await trio.to_thread.run_sync(mortal.start)
+        assert looked == [(1, [(1, b"a")])]
+
+
 async def test_a_server_that_is_down_is_unavailable(mortal: PostgresServer) -> None:
     async with opened(mortal.url()) as journal:
         mortal.stop()

@@ -12,7 +12,12 @@ import pytest
 import trio
 import trio.testing
 
-from agentfs.journal.postgres import PostgresJournal, create_postgres_journal, open_postgres_journal
+from agentfs.journal.postgres import (
+    PostgresJournal,
+    create_postgres_journal,
+    open_postgres_journal,
+    remove_postgres_journal,
+)
 from agentfs.journal.postgres_pool import CONNECTIONS_MAX
 from agentfs.journal.postgres_tables import PORTION_ENTRIES
 from agentfs.model.errors import Corrupt, Exists, NotFound, Stale, Unavailable
@@ -279,3 +284,27 @@ async def test_connections_are_few_and_end_with_the_journal(server: PostgresServ
             assert 1 <= len(server.run(mine)) <= CONNECTIONS_MAX + 1
         while server.run(mine):
             await trio.lowlevel.checkpoint()
+
+
+async def test_a_journal_that_is_removed_leaves_nothing_and_no_other_is_touched(
+    server: PostgresServer, workspace: str, journal: PostgresJournal
+) -> None:
+    beside = str(uuid.uuid4())
+    await create_postgres_journal(server.url(), workspace=beside, runtime=SystemRuntime())
+    async with opened(server, beside) as other:
+        for each in (journal, other):
+            await each.append(b"a")
+            await each.beat(1)
+            await each.point(Position(1), b"note")
+        number = number_of(server, workspace)
+        await remove_postgres_journal(server.url(), workspace=workspace, runtime=SystemRuntime())
+        for table in ("journals", "entries", "beats", "pointers"):
+            assert server.run(f"SELECT 1 FROM agentfs_{table} WHERE journal = %s", number) == []
+        assert await other.read(FIRST) == [(1, b"a")]
+        assert await other.pointer() == b"note"
+    with pytest.raises(NotFound):
+        await remove_postgres_journal(server.url(), workspace=workspace, runtime=SystemRuntime())
+    with pytest.raises(NotFound, match="is gone"):
+        await journal.append(b"b")
+    await journal.point(Position(2), b"of nobody")
+    assert server.run("SELECT 1 FROM agentfs_pointers WHERE journal = %s", number) == []

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from agentfs.journal.contract import Record
-from agentfs.journal.s3 import S3Journal, create_s3_journal, open_s3_journal
+from agentfs.journal.s3 import S3Journal, create_s3_journal, open_s3_journal, remove_s3_journal
 from agentfs.journal.s3_bucket import Requests
 from agentfs.journal.s3_looking import Looking
 from agentfs.model.errors import Corrupt, Denied, Exists, Invalid, NotFound
@@ -208,6 +208,50 @@ async def test_another_journal_in_the_same_place_is_noticed(
     for use in (journal.tail, lambda: journal.append(b"b")):
         with pytest.raises(Denied, match="was removed, and another one was made there"):
             await use()
+
+
+async def test_a_pointer_is_an_object_that_holds_its_text(region: Region, journal: S3Journal) -> None:
+    await journal.point(Position(3), b'{"position": 3}')
+    assert [key for key in keys(region) if "pointer" in key] == ["workspace/journal/pointer.json"]
+    assert (
+        region.client.get_object(Bucket=region.bucket, Key="workspace/journal/pointer.json")["Body"].read()
+        == b'{"position": 3}'
+    )
+
+
+async def test_a_pointer_that_lost_its_position_gives_way(region: Region, journal: S3Journal) -> None:
+    """As one does that a tool copied which keeps no metadata."""
+    region.client.put_object(Bucket=region.bucket, Key="workspace/journal/pointer.json", Body=b"copied")
+    assert await journal.pointer() == b"copied"
+    await journal.point(Position(1), b"new")
+    assert await journal.pointer() == b"new"
+
+
+async def test_no_pointer_is_left_in_a_journal_that_took_the_place_of_this_one(
+    region: Region, url: str, journal: S3Journal
+) -> None:
+    await remove_s3_journal(url, runtime=SystemRuntime())
+    await create_s3_journal(url, runtime=SystemRuntime())
+    with pytest.raises(Denied, match="another one was made there"):
+        await journal.point(Position(9), b"of the old one")
+    async with opened(url) as new:
+        assert await new.pointer() == b""
+
+
+async def test_a_journal_that_is_removed_leaves_nothing(region: Region, url: str, journal: S3Journal) -> None:
+    region.client.put_object(Bucket=region.bucket, Key="workspace/segments/one", Body=b"not the journal's")
+    await journal.append(b"a")
+    await journal.beat(1)
+    await journal.point(Position(1), b"note")
+    await remove_s3_journal(url, runtime=SystemRuntime())
+    assert keys(region) == ["workspace/segments/one"]
+
+
+async def test_remains_of_a_journal_are_not_taken_for_a_free_place(region: Region, url: str, journal: S3Journal) -> None:
+    await journal.point(Position(9), b"note")
+    region.client.delete_object(Bucket=region.bucket, Key="workspace/journal/journal.json")
+    with pytest.raises(Exists, match="remains of a journal"):
+        await create_s3_journal(url, runtime=SystemRuntime())
 
 
 # ---- what is asked of the server
