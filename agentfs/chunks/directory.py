@@ -43,6 +43,19 @@ class DirectoryStore:
         temporary = path.parent / (_TEMPORARY + self._runtime.random_bytes(8).hex())
         await self._threads.run(self._put, path, temporary, body)
 
+    def grow(self, old: str | None, new: str, body: bytes, *, device: int) -> bool:
+        """Add `body` to the object `old`, or to nothing, and call all of it `new`, at once; whether that was done.
+
+        It survives a killed process, not a power cut: for what would be lost with something else on the same filesystem. It is
+        not done where the directory is not on `device`. Whoever finds `new` finds all of it; `old` may have more than it did.
+        It must be fast: the event loop does it.
+        """
+        try:
+            return self._grow(old, new, body, device) if old is not None else self._begin(new, body, device)
+        except OSError:
+            # What `put` says of it is what people are told.
+            return False
+
     async def get(self, key: str, start: int = 0, length: int | None = None, *, check: Check | None = None) -> bytes:
         return await self._threads.run(self._get, self._path(key), start, length, check)
 
@@ -69,10 +82,13 @@ class DirectoryStore:
         """A directory store holds nothing open."""
 
     def _path(self, key: str) -> Path:
+        return Path(self._name(key))
+
+    def _name(self, key: str) -> str:
         sound = len(key) <= _KEY_MAX and _KEY.fullmatch(key) is not None
         if not sound or any(part in (".", "..") or part.startswith(_TEMPORARY) for part in key.split("/")):
             raise Invalid(f"{key!r} cannot be the key of an object")
-        return self._root / key
+        return os.path.join(self._root, key)
 
     def _put(self, path: Path, temporary: Path, body: bytes) -> None:
         with self._translated(path):
@@ -81,6 +97,36 @@ class DirectoryStore:
                 _write_new(temporary, path, body)
             # Also for a file that was there already: its writer may have been killed before it came to this line.
             _sync_directory(path.parent)
+
+    def _begin(self, new: str, body: bytes, device: int) -> bool:
+        path = self._name(new)
+        temporary = f"{os.path.dirname(path)}/{_TEMPORARY}{self._runtime.random_bytes(8).hex()}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            if os.fstat(descriptor).st_dev == device and os.write(descriptor, body) == len(body):
+                os.rename(temporary, path)
+                return True
+        finally:
+            os.close(descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        return False
+
+    def _grow(self, old: str, new: str, body: bytes, device: int) -> bool:
+        before, after = self._name(old), self._name(new)
+        descriptor = os.open(before, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            status = os.fstat(descriptor)
+            if status.st_dev != device or os.write(descriptor, body) != len(body):
+                return False
+            os.rename(before, after)
+            if os.path.samestat(status, os.stat(after)):
+                return True
+            # Somebody put `old` anew meanwhile: what was added is not in that.
+            os.rename(after, before)
+            return False
+        finally:
+            os.close(descriptor)
 
     def _make_parents(self, directory: Path) -> None:
         """Create the directories from the root down to `directory`, each safely on disk before the next."""

@@ -212,6 +212,10 @@ class Replicated:
         """
         await self._fill(key, self._find(replica), replace=replace)
 
+    async def put_into(self, key: str, body: bytes, replica: ReplicaId) -> None:
+        """Have one replica keep an object. Raises what it has to say, or Unavailable if it is down."""
+        await _give(_taking(self._find(replica)), key, body)
+
     async def delete(self, key: str) -> None:
         """As in the contract, on every replica; raises the most telling error if one could not.
 
@@ -322,16 +326,26 @@ class Replicated:
         name = segment_name(key)
         if name is None:
             raise Invalid(f"{key} is not a segment")
-        if lane not in self._lanes:
-            raise Unavailable("the replica is not open")
-        if (refusal := lane.refusal()) is not None:
-            raise bare(refusal)
+        lane = _taking(lane if lane in self._lanes else None)
         source = Question("get", key, lambda store: store.get(key, check=lambda body: digest_of(body) == name), None)
         body = (await self._ask_nearest(source, [each for each in self._lanes if each is not lane])).value
         if replace:
             # A put may take an object of the right size for the right one.
             await lane.ask("delete", key, lambda store: store.delete(key), seconds=SILENCE_SECONDS)
-        await lane.ask("put", key, lambda store: store.put(key, body), seconds=silence_seconds(len(body)), latencies=lane.puts)
+        await _give(lane, key, body)
+
+
+def _taking(lane: Lane | None) -> Lane:
+    """A replica that takes puts. Raises Unavailable for one that does not, or is not open."""
+    if lane is None:
+        raise Unavailable("the replica is not open")
+    if (refusal := lane.refusal()) is not None:
+        raise bare(refusal)
+    return lane
+
+
+async def _give(lane: Lane, key: str, body: bytes) -> None:
+    await lane.ask("put", key, lambda store: store.put(key, body), seconds=silence_seconds(len(body)), latencies=lane.puts)
 
 
 async def _close(store: ChunkStore) -> None:

@@ -11,6 +11,9 @@ from agentfs.model.errors import Invalid
 
 _BYTES: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)([KMGT]?)(?:I?B)?")
 
+_SPAN: Final = re.compile(r"([1-9][0-9]{0,8})([smhdw])")
+_SPAN_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
 
 def bytes_text(count: int) -> str:
     """`count` bytes with a binary unit, such as `1.4 MiB`."""
@@ -35,6 +38,17 @@ def parse_bytes(text: str) -> int:
     if found is None:
         raise Invalid(f"{text!r} is no size: write 10G, 512M or a number of bytes")
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+
+
+def parse_span(text: str) -> int:
+    """Seconds of a span of time as people write it, such as 30d; 0 for one without end. Raises Invalid."""
+    plain = text.strip().lower()
+    if plain in ("forever", "0"):
+        return 0
+    found = _SPAN.fullmatch(plain)
+    if found is None:
+        raise Invalid(f"{text!r} is no span of time: write a number and s, m, h, d or w, such as 30d, or forever")
+    return int(found[1]) * _SPAN_SECONDS[found[2]]
 
 
 def seconds_text(seconds: float) -> str:

@@ -22,3 +22,18 @@ class _Size(click.ParamType[int]):
 
 
 SIZE: Final = _Size()
+
+
+class _Span(click.ParamType[int]):
+    """A span of time, such as `30d`, in seconds."""
+
+    name = "span"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The seconds; 0 is for ever. Raises Invalid."""
+        from agentfs.cli.amounts import parse_span
+
+        return parse_span(str(value))
+
+
+SPAN: Final = _Span()

@@ -57,7 +57,8 @@ def run_checks() -> Iterator[Check]:
     yield _attempt("runtime directory", lambda: path_text(runtime_directory()))
     yield _space()
     yield _attempt("disk cache", _disk_cache)
-    yield _boto3()
+    yield _library("boto3", "what is in S3")
+    yield _library("psycopg", "journals in PostgreSQL")
 
 
 def _attempt(name: str, look: Callable[[], str]) -> Check:
@@ -188,17 +189,13 @@ def _disk_cache() -> str:
     return f"up to {bytes_text(default_max_bytes(directory))} at {path_text(directory)}"
 
 
-def _boto3() -> Check:
+def _library(name: str, serves: str) -> Check:
     try:
-        importlib.import_module("boto3")
+        importlib.import_module(name)
     except ImportError as error:
-        return Check(
-            name="boto3",
-            state="optional",
-            detail=f"{error}: replicas in S3 cannot be used",
-            mend="install agentfs-workspace again",
-        )
-    return Check(name="boto3", state="ok", detail=importlib.metadata.version("boto3"))
+        detail = f"{error}: {serves} cannot be used"
+        return Check(name=name, state="optional", detail=detail, mend="install agentfs-workspace again")
+    return Check(name=name, state="ok", detail=importlib.metadata.version(name))
 
 
 def _space() -> Check:

@@ -10,6 +10,7 @@ from typing import Final
 
 import agentfs
 from agentfs.cli.amounts import path_text
+from agentfs.cli.defaults import variables
 from agentfs.cli.failures import GENERAL
 from agentfs.cli.mount_plan import MountPlan
 
@@ -18,9 +19,10 @@ _READY: Final = "ok"
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The daemon serves the mount."""
+    """The daemon serves the mount of the workspace of that name."""
 
     pid: int
+    workspace: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,9 @@ class ReadyPipe:
         """Whether somebody still waits for the word."""
         return self._fd is not None
 
-    def ready(self) -> None:
-        """Tell that the mount answers."""
-        self._tell(_READY)
+    def ready(self, workspace: str) -> None:
+        """Tell that the mount of the workspace of that name answers."""
+        self._tell(f"{_READY} {workspace}")
 
     def failed(self, line: str, exit_code: int) -> None:
         """Tell that there will be no mount; nothing if the word was given already."""
@@ -89,9 +91,10 @@ def start_daemon(plan: MountPlan, log: Path) -> Started | NotStarted:
             process.terminate()
             process.wait()
             raise
-    if line == _READY:
+    word_said, _, name = line.partition(" ")
+    if word_said == _READY:
         process.returncode = 0  # It outlives this process on purpose: subprocess must not warn that it still runs.
-        return Started(process.pid)
+        return Started(process.pid, name)
     return _not_started(line, process.wait(), log)
 
 
@@ -100,12 +103,16 @@ def _private(path: str, flags: int) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """The environment, with the way to this package if it is run from a source tree."""
+    """The environment, with the way to this package if it is run from a source tree.
+
+    What it says of options was looked at already, and what was made of it is in the arguments.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in variables()}
     home = os.fspath(Path(agentfs.__file__).parents[1])
     if home in site.getsitepackages():
-        return dict(os.environ)
+        return environment
     paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _not_started(line: str, exit_code: int, log: Path) -> NotStarted:

@@ -6,21 +6,27 @@ from pathlib import Path
 import click
 
 from agentfs.cli.failures import exit_code_of, line_of
+from agentfs.cli.layout import data_root
 from agentfs.cli.mount_queries import mount_of
 from agentfs.cli.mountinfo import Mounted, canonical, mount_holding, our_mounts
-from agentfs.model.errors import AgentfsError, Denied
+from agentfs.cli.workspace_source import mounts_named
+from agentfs.model.errors import AgentfsError, Denied, NotFound
 
 
-def each_mount(directory: Path | None, show: Callable[[Mounted], None], *, blank_between: bool) -> int:
-    """Show the mount that `directory` lies in; without one, that of the working directory, or else every mount.
+def each_mount(text: str | None, show: Callable[[Mounted], None], *, blank_between: bool) -> int:
+    """Show the mount that a directory lies in, or those of a workspace that is named, or that its journal's URL means.
 
-    Of every mount, those are shown that answer; the exit code tells of the first of this user's that does not.
+    Without `text`: the mount of the working directory, or else every mount. Of several those are shown that answer; the exit
+    code tells of the first of this user's that does not. Raises NotFound if `text` is nothing that is mounted.
     """
-    if directory is not None:
-        show(mount_of(canonical(directory)))
+    named = None if text is None else mounts_named(text, data_root(None))
+    if text is not None and named is None:
+        show(mount_of(canonical(Path(text))))
         return 0
+    if named == []:
+        raise NotFound(f"{text} is not mounted here: `agentfs mount` lists what is mounted")
     code = 0
-    for index, mounted in enumerate(_chosen()):
+    for index, mounted in enumerate(named or _chosen()):
         if index and blank_between:
             click.echo()
         try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import trio
 
-    from agentfs.cli.layout import WorkspaceDirectory
+    from agentfs.cli.workspace_source import Source
     from agentfs.workspace.events import Event
     from agentfs.workspace.feed import Feed, Place
 
@@ -41,17 +41,17 @@ def command(source: str | None, since: str | None, follow: bool, root: Path | No
     The workspace is named as for fsck, or by a DIRECTORY that lies in a mount of it; a plain name is a workspace's if there is
     one. Without either: that of the working directory, or else of the only mount. It need not be mounted.
 
-    Without --since everything is printed, or with --follow only what is new. To go on after an interruption, give --since the
-    POSITION of the last line that was read: nothing is missed, and nothing comes twice.
+    Without --since everything that is kept is printed, or with --follow only what is new. To go on after an interruption, give
+    --since the POSITION of the last line that was read: nothing is missed, and nothing comes twice.
     """
     import trio
 
-    from agentfs.cli.workspace_source import find_workspace
+    from agentfs.cli.workspace_source import find_source
 
     after = _place(since, follow=follow)
-    directory = find_workspace(source, root)
+    found = find_source(source, root)
     try:
-        trio.run(_print_events, directory, root, after, follow, as_json)
+        trio.run(_print_events, found, after, follow, as_json)
     except BrokenPipeError:
         # Whoever read has had enough. What is still in the buffer must not be complained of at exit.
         _discard_output()
@@ -70,33 +70,39 @@ def _place(since: str | None, *, follow: bool) -> "Place | None":
     return Place(Position(int(found[1])), ALL if found[2] is None else int(found[2]))
 
 
-async def _print_events(
-    directory: "WorkspaceDirectory", root: Path | None, after: "Place | None", follow: bool, as_json: bool
-) -> None:
+async def _print_events(source: "Source", after: "Place | None", follow: bool, as_json: bool) -> None:
     """Everything behind `after`; with `follow` until nobody reads it any more."""
+    from functools import partial
+
     import trio
 
-    from agentfs.cli.layout import data_root
-    from agentfs.cli.workspace_file import read_workspace_file
-    from agentfs.journal.sqlite import open_sqlite_journal
+    from agentfs.cli.layout import log_path
+    from agentfs.cli.logs import logging_to
+    from agentfs.cli.stack import open_replica, open_source
     from agentfs.runtime import SystemRuntime
-    from agentfs.workspace.feed import open_feed
+    from agentfs.workspace.feed import BEGINNING, open_feed
+    from agentfs.workspace.fetching import fetch_chosen
 
-    file = read_workspace_file(directory, root=data_root(root))
-    with trio.CancelScope() as reading:
+    runtime = SystemRuntime()
+    with logging_to(log_path(source.name, Path("events")), runtime=runtime), trio.CancelScope() as reading:
         # Not in a nursery: that would wrap the exception of Ctrl-C in a group.
         trio.lowlevel.spawn_system_task(_cancel_when_closed, reading)
-        async with (
-            open_sqlite_journal(directory.path / file.journal, runtime=SystemRuntime()) as journal,
-            open_feed(journal, after) as feed,
-        ):
-            await _pass_over(feed)
-            if not as_json:
-                click.echo(_row(_HEADINGS))
-            while follow or feed.position < feed.tail:
-                _echo(await feed.read(), as_json=as_json)
-                if follow:
-                    await feed.wait()
+        async with open_source(source, runtime=runtime) as opened:
+            fetch = partial(fetch_chosen, open_store=partial(open_replica, opened, runtime=runtime), runtime=runtime)
+            async with open_feed(opened.journal, after, fetch) as feed:
+                if after == BEGINNING and feed.position:
+                    click.echo(f"agentfs: what happened up to position {feed.position} is not kept any more", err=True)
+                await _print_feed(feed, follow=follow, as_json=as_json)
+
+
+async def _print_feed(feed: "Feed", *, follow: bool, as_json: bool) -> None:
+    await _pass_over(feed)
+    if not as_json:
+        click.echo(_row(_HEADINGS))
+    while follow or feed.position < feed.tail:
+        _echo(await feed.read(), as_json=as_json)
+        if follow:
+            await feed.wait()
 
 
 async def _pass_over(feed: "Feed") -> None:

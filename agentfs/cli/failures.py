@@ -54,6 +54,7 @@ EXIT_CODES: Final[dict[type[AgentfsError], int]] = {
     errors.NotPermitted: FORBIDDEN,
     errors.ReadOnly: FORBIDDEN,
     errors.Unavailable: UNAVAILABLE,
+    errors.Collected: UNAVAILABLE,
     errors.Fenced: UNAVAILABLE,
     errors.NoLocks: UNAVAILABLE,
     errors.Corrupt: DAMAGED,

@@ -47,11 +47,11 @@ def _chosen(option: Path | None, variable: str, default: str) -> Path:
 
 
 def log_path(name: str, mountpoint: Path) -> Path:
-    """The log file of a mount, in the XDG state directory: the workspace's name and the mountpoint say which."""
+    """The log file of a mount, in the XDG state directory: what the workspace is called and the mountpoint say which."""
     import platformdirs
 
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", str(mountpoint)).strip("-")[-100:]
-    return platformdirs.user_state_path("agentfs") / "log" / f"{name}-{slug or 'root'}.log"
+    parts = [re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-")[-100:] for text in (name, str(mountpoint))]
+    return platformdirs.user_state_path("agentfs") / "log" / f"{parts[0] or 'workspace'}-{parts[1] or 'root'}.log"
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,9 +42,9 @@ def command() -> None:
 
 
 @command.command(_DEFAULT)
-@click.argument("directory", required=False, type=PATH)
+@click.argument("directory", required=False, metavar="[DIRECTORY|WORKSPACE]")
 @_JSON_OPTION
-def list_locks(directory: Path | None, as_json: bool) -> int:
+def list_locks(directory: str | None, as_json: bool) -> int:
     """List the locks and leases of the workspace that DIRECTORY lies in, and who waits for them.
 
     \b
@@ -53,8 +53,8 @@ def list_locks(directory: Path | None, as_json: bool) -> int:
     leased   another mount has the lease
     waiting  it was asked for, and something of the above is in the way
 
-    TTL is how long that mount may stay silent before it is judged dead. Without DIRECTORY: the mount of the working directory,
-    or else every mount.
+    TTL is how long that mount may stay silent before it is judged dead. A workspace's name or its journal's URL means all of
+    its mounts here. Without either: the mount of the working directory, or else every mount.
     """
     from agentfs.cli.amounts import path_text
     from agentfs.cli.each_mount import each_mount

@@ -21,6 +21,7 @@ _COMMANDS: Final[dict[str, str]] = {
     "log": "agentfs.cli.log",
     "events": "agentfs.cli.events",
     "fsck": "agentfs.cli.fsck",
+    "recover": "agentfs.cli.recover",
     "doctor": "agentfs.cli.doctor",
 }
 """Each command and the module whose `command` it is. A module is imported when its command is asked for."""

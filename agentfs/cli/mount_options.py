@@ -75,14 +75,14 @@ def _check_bounds(name: str, seconds: float | None, least: int, most: int) -> No
         raise Invalid(f"a {name} of {seconds:g} s: it can be {least} to {most} s")
 
 
-def parse_options(lists: Iterable[str]) -> MountOptions:
-    """The options in comma-separated lists; the last of two that contradict each other wins.
+def parse_options(lists: Iterable[str], defaults: MountOptions | None = None) -> MountOptions:
+    """The options in comma-separated lists, and `defaults` for the rest; the last of two that contradict each other wins.
 
     Raises Invalid naming the option. With `sloppy` among them (mount(8)'s -s), unknown ones are ignored.
     """
     words = [word for text in lists for word in text.split(",") if word]
     sloppy = "sloppy" in words
-    options = MountOptions()
+    options = defaults or MountOptions()
     for word in words:
         options = _with(options, word, sloppy=sloppy)
     return options

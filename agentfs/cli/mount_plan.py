@@ -2,15 +2,15 @@
 
 import os
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agentfs.cli.amounts import parse_bytes
-from agentfs.cli.layout import WorkspaceDirectory, cache_root, data_root, log_path, workspace_directory
+from agentfs.cli.layout import cache_root, data_root, log_path
 from agentfs.cli.mount_options import MountOptions
 from agentfs.cli.mountinfo import canonical
-from agentfs.cli.workspace_file import Durability, WorkspaceFile, read_workspace_file
+from agentfs.cli.workspace_file import Durability, WorkspaceFile
+from agentfs.cli.workspace_source import Source, source_of
 from agentfs.model.changes import LEASE_TTL_MS
 
 if TYPE_CHECKING:
@@ -22,13 +22,15 @@ TIMEOUT_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountPlan:
-    """What the daemon is to serve, and where. `log` is None when the log goes to stderr."""
+    """What the daemon is to serve, and where. `log` is None when the log goes to stderr.
 
-    directory: WorkspaceDirectory
-    file: WorkspaceFile
+    `durability`: None is the workspace's own.
+    """
+
+    source: Source
     mountpoint: Path
     options: MountOptions
-    durability: Durability
+    durability: Durability | None
     lease_ttl_seconds: float
     staleness_seconds: float
     timeout_seconds: float
@@ -41,8 +43,8 @@ class MountPlan:
         """What stands for the writer in `agentfs log`, empty for host and process."""
         return self.options.label or ""
 
-    def settings(self) -> "Settings":
-        """What the workspace is told."""
+    def settings(self, file: WorkspaceFile) -> "Settings":
+        """What the workspace that `file` describes is told."""
         from agentfs.workspace.settings import Settings
 
         return Settings(
@@ -50,7 +52,7 @@ class MountPlan:
             pid=os.getpid(),
             label=self.label,
             read_only=self.options.read_only or self.options.offline,
-            durability=self.durability,
+            durability=self.durability or file.durability,
             lease_ttl_seconds=self.lease_ttl_seconds,
             staleness_seconds=self.staleness_seconds,
             put_timeout_seconds=self.timeout_seconds,
@@ -74,40 +76,32 @@ class MountPlan:
             "--log-file": os.fspath(self.log) if self.log else "-",
         }
         flags = [word for flag, value in named.items() if value for word in (flag, value)]
-        return [*flags, "--", os.fspath(self.directory.path), os.fspath(self.mountpoint)]
+        return [*flags, "--", self.source.text, os.fspath(self.mountpoint)]
 
 
-def plan_mount(source: str, directory: Path, options: MountOptions, *, log_file: str | None) -> MountPlan:
-    """Resolve a mount's names. `log_file` may be `-` for stderr. Raises NotFound and Invalid for the workspace."""
-    root = data_root(options.root)
-    place = workspace_directory(source, root)
-    file = read_workspace_file(place, root=root)
+def plan_mount(text: str, directory: Path, options: MountOptions, *, log_file: str | None) -> MountPlan:
+    """Resolve a mount's names, of which `text` is the workspace's. `log_file` may be `-` for stderr.
+
+    Nothing is asked of a journal yet. Raises NotFound and Invalid for the workspace.
+    """
+    source = source_of(text, data_root(options.root))
     mountpoint = canonical(directory)
     if log_file is None:
-        log: Path | None = log_path(file.name, mountpoint)
+        log: Path | None = log_path(source.name, mountpoint)
     else:
         log = None if log_file == "-" else Path(log_file).absolute()
     return MountPlan(
-        directory=replace(place, path=place.path.absolute()),
-        file=file,
+        source=source,
         mountpoint=mountpoint,
         options=options,
-        durability=options.durability or file.durability,
+        durability=options.durability,
         lease_ttl_seconds=LEASE_TTL_MS / 1000 if options.lease_ttl_seconds is None else options.lease_ttl_seconds,
         staleness_seconds=options.staleness_seconds or 0.0,
         timeout_seconds=options.timeout_seconds or TIMEOUT_SECONDS,
-        cache_size_bytes=_cache_size(options),
+        cache_size_bytes=options.cache_size_bytes,
         cache_dir=cache_root(options.cache_dir),
         log=log,
     )
-
-
-def _cache_size(options: MountOptions) -> int | None:
-    """What was asked for, else what AGENTFS_CACHE_SIZE says, else None."""
-    named = os.environ.get("AGENTFS_CACHE_SIZE")
-    if options.cache_size_bytes is not None or not named:
-        return options.cache_size_bytes
-    return MountOptions(cache_size_bytes=parse_bytes(named)).cache_size_bytes
 
 
 def _option_list(options: MountOptions) -> str:

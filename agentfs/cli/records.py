@@ -16,11 +16,14 @@ _SOCKET_PATH_MAX = 107
 class MountRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One mount, for people to read: paths are as `path_text` shows them. `log` is empty when the log goes to stderr.
 
-    `directory` holds the workspace's file, `control` is the socket that the daemon listens on.
+    `source` is what the workspace is found by: its directory, or its journal's URL. `journal` names the journal, the same for
+    every mount of it (`JournalPlace.text`). `control` is the socket that the daemon listens on.
     """
 
     workspace: str
-    directory: str
+    # Mounts whose daemon is of an earlier version have a directory and call it so.
+    source: str = msgspec.field(name="directory")
+    journal: str = ""
     mountpoint: str
     pid: int
     label: str

@@ -10,6 +10,7 @@ import msgspec
 import trio
 
 from agentfs.chunks.contract import Capacity, Check, ObjectInfo
+from agentfs.chunks.directory import DirectoryStore
 from agentfs.cli.replica_place import Place
 from agentfs.model.errors import AgentfsError, Denied, Exists, Invalid, NotDirectory, NotFound, Unavailable
 
@@ -96,6 +97,10 @@ class Marked:
 
     async def put(self, key: str, body: bytes) -> None:
         await self._asked(partial(self._store.put, key, body))
+
+    def grow(self, old: str | None, new: str, body: bytes, *, device: int) -> bool:
+        """As `DirectoryStore.grow`; not while the marker is to be looked at first."""
+        return self._seen and isinstance(self._store, DirectoryStore) and self._store.grow(old, new, body, device=device)
 
     async def get(self, key: str, start: int = 0, length: int | None = None, *, check: Check | None = None) -> bytes:
         return await self._asked(partial(self._store.get, key, start, length, check=check))

@@ -5,6 +5,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -13,13 +14,12 @@ import trio
 
 from agentfs.cli.amounts import bytes_text, count_text, seconds_text
 from agentfs.cli.failures import line_of
-from agentfs.cli.layout import WorkspaceDirectory, log_path
+from agentfs.cli.layout import log_path
 from agentfs.cli.logs import logging_to
 from agentfs.cli.replica_marker import MARKER_FORMAT, MARKER_KEY, PreparedReplica, ReplicaMarker
 from agentfs.cli.replica_place import check_apart, open_place
-from agentfs.cli.stack import open_replica, open_stack
-from agentfs.cli.workspace_file import WorkspaceFile
-from agentfs.journal.sqlite import open_sqlite_journal
+from agentfs.cli.stack import OpenedSource, open_replica, open_source, open_stack
+from agentfs.cli.workspace_source import Source
 from agentfs.model.errors import AgentfsError, NotFound, Unavailable
 from agentfs.model.ids import ReplicaId
 from agentfs.model.replica import Replica
@@ -27,6 +27,7 @@ from agentfs.runtime import Runtime, SystemRuntime
 from agentfs.state.queries import Missing, missing
 from agentfs.workspace.settings import Settings
 from agentfs.workspace.storage import Opened
+from agentfs.workspace.trimming import forget_copies
 from agentfs.workspace.workspace import Workspace, open_seat_and_state
 
 LOOK_SECONDS: Final = 5.0
@@ -39,17 +40,16 @@ T = TypeVar("T")
 
 
 class Target(NamedTuple):
-    """The workspace that is worked on, as this host finds it."""
+    """The workspace that is worked on, where this host finds it."""
 
-    directory: WorkspaceDirectory
-    file: WorkspaceFile
+    source: Source
     cache_dir: Path
 
 
 class Session(NamedTuple):
     """An open workspace, and where it came from."""
 
-    target: Target
+    opened: OpenedSource
     workspace: Workspace
     runtime: Runtime
 
@@ -87,14 +87,16 @@ def run_session(target: Target, work: Callable[[Session], Awaitable[T]]) -> T:
     settings = Settings(host=socket.gethostname(), pid=os.getpid(), label="agentfs replicas", needs_quorum=False)
 
     async def run() -> T:
-        stack = open_stack(target.directory, target.file, cache_dir=target.cache_dir, settings=settings, runtime=runtime)
-        async with stack as workspace:
-            outcome = await _outcome(work, Session(target, workspace, runtime))
+        async with (
+            open_source(target.source, runtime=runtime) as opened,
+            open_stack(opened, cache_dir=target.cache_dir, settings=settings, runtime=runtime) as workspace,
+        ):
+            outcome = await _outcome(work, Session(opened, workspace, runtime))
         if isinstance(outcome, _Failed):
             raise outcome.error
         return outcome
 
-    with logging_to(log_path(target.file.name, Path("replicas")), runtime=runtime):
+    with logging_to(log_path(target.source.name, Path("replicas")), runtime=runtime):
         return trio.run(run)
 
 
@@ -145,14 +147,12 @@ async def look_at_replicas(target: Target) -> list[ReplicaRow]:
             )
         )
 
-    async with (
-        open_sqlite_journal(target.directory.path / target.file.journal, runtime=runtime) as journal,
-        open_seat_and_state(journal, target.cache_dir, recovers=False) as (_, tables),
-        trio.open_nursery() as nursery,
-    ):
-        for number, replica in tables.members.items():
-            opened = open_replica(target.directory, target.file, replica, runtime)
-            nursery.start_soon(look, replica, missing(tables, number), opened)
+    async with open_source(target.source, runtime=runtime) as opened:
+        open_store = partial(open_replica, opened, runtime=runtime)
+        state = open_seat_and_state(opened.journal, target.cache_dir, open_store=open_store, runtime=runtime, recovers=False)
+        async with state as (_, tables), trio.open_nursery() as nursery:
+            for number, replica in tables.members.items():
+                nursery.start_soon(look, replica, missing(tables, number), open_store(replica))
     return sorted(rows, key=lambda row: row.replica)
 
 
@@ -173,16 +173,17 @@ async def _latency_of(opened: Opened, runtime: Runtime) -> tuple[float | None, s
 
 async def add_replica(session: Session, url: str) -> ReplicaId:
     """Mark the place at a URL and make it a member; its number. Raises why it cannot be one: then it is left as it was."""
-    target, replicas = session.target, session.workspace.replicas
+    opened, replicas = session.opened, session.workspace.replicas
     number = await replicas.next_number()
-    base = target.directory.path
-    check_apart([*(target.file.url_of(each, other) for each, other in replicas.urls.items()), url], base)
+    base = opened.source.base
+    check_apart([*(opened.file.url_of(each, other) for each, other in replicas.urls.items()), url], base)
     place = open_place(url, base, session.runtime)
-    marker = ReplicaMarker(format=MARKER_FORMAT, workspace=target.file.workspace, name=target.file.name, replica=number)
+    marker = ReplicaMarker(format=MARKER_FORMAT, workspace=opened.file.workspace, name=opened.file.name, replica=number)
     prepared = PreparedReplica(place)
     async with aclosing(place.store), AsyncExitStack() as undo:
         undo.push_async_callback(prepared.undo)
         await prepared.prepare(marker, retired=replicas.retired)
+        await forget_copies(place.store)
         try:
             await replicas.add(number, url)
         except Unavailable:

@@ -208,10 +208,8 @@ def _show_scrubbed(replica: int, report: "ScrubReport", *, as_json: bool) -> Non
 
 
 def _target(source: str | None, cache_dir: Path | None, root: Path | None) -> "Target":
-    from agentfs.cli.layout import cache_root, data_root
+    from agentfs.cli.layout import cache_root
     from agentfs.cli.replica_work import Target
-    from agentfs.cli.workspace_file import read_workspace_file
-    from agentfs.cli.workspace_source import find_workspace
+    from agentfs.cli.workspace_source import find_source
 
-    directory = find_workspace(source, root)
-    return Target(directory, read_workspace_file(directory, root=data_root(root)), cache_root(cache_dir))
+    return Target(find_source(source, root), cache_root(cache_dir))

@@ -31,15 +31,18 @@ if TYPE_CHECKING:
 
 SIGNAL_DRAIN_SECONDS: Final = 60.0
 
+Announce = Callable[[str], None]
+"""Is told the workspace's name."""
+
 log = structlog.get_logger()
 
 
-def fuse_options(plan: MountPlan) -> "FuseOptions":
-    """What the FUSE layer is told."""
+def fuse_options(plan: MountPlan, name: str) -> "FuseOptions":
+    """What the FUSE layer is told of a workspace called `name`."""
     from agentfs.fuse.driver import MountOptions as FuseOptions
 
     return FuseOptions(
-        fsname=plan.file.name,
+        fsname=name,
         read_only=plan.options.read_only,
         allow_other=plan.options.allow_other,
         uid=plan.options.uid,
@@ -51,7 +54,7 @@ def fuse_options(plan: MountPlan) -> "FuseOptions":
     )
 
 
-def run_daemon(plan: MountPlan, ready: ReadyPipe, *, announce: Callable[[], None]) -> int:
+def run_daemon(plan: MountPlan, ready: ReadyPipe, *, announce: Announce) -> int:
     """Serve the mount until it is unmounted; return the exit code. `announce` is called once the mount answers.
 
     What goes wrong before that goes to `ready`. A bug is logged with its traceback, the mount is closed, and the exit code
@@ -75,10 +78,10 @@ def run_daemon(plan: MountPlan, ready: ReadyPipe, *, announce: Callable[[], None
 def _report(error: Exception, plan: MountPlan, ready: ReadyPipe) -> int:
     known = operating_error(error)
     if known is None:
-        log.critical("bug", workspace=plan.file.name, traceback="".join(traceback.format_exception(error)))
+        log.critical("bug", workspace=plan.source.name, traceback="".join(traceback.format_exception(error)))
         ready.failed(f"a fault in agentfs itself ({type(error).__name__}): {plan.log or 'the log'} has the traceback", BUG)
         return BUG
-    log.error("mount failed", workspace=plan.file.name, error=type(known).__name__, message=line_of(known))
+    log.error("mount failed", workspace=plan.source.name, error=type(known).__name__, message=line_of(known))
     if plan.log is not None and ready.connected:
         ready.failed(line_of(known), exit_code_of(known))
         return exit_code_of(known)
@@ -92,7 +95,7 @@ def _close_mount(plan: MountPlan) -> None:
         unmount(plan.mountpoint, lazily=True)
 
 
-async def _hold_and_serve(plan: MountPlan, ready: ReadyPipe, announce: Callable[[], None], runtime: Runtime) -> None:
+async def _hold_and_serve(plan: MountPlan, ready: ReadyPipe, announce: Announce, runtime: Runtime) -> None:
     """Serve, and clear every trace of the mount away while the mountpoint is still this process's alone."""
     async with lock_mountpoint(plan.mountpoint, runtime=runtime):
         try:
@@ -102,31 +105,38 @@ async def _hold_and_serve(plan: MountPlan, ready: ReadyPipe, announce: Callable[
             _close_mount(plan)
 
 
-async def _serve(plan: MountPlan, ready: ReadyPipe, announce: Callable[[], None], runtime: Runtime) -> None:
-    from agentfs.cli.stack import open_stack
+async def _serve(plan: MountPlan, ready: ReadyPipe, announce: Announce, runtime: Runtime) -> None:
+    from agentfs.cli.stack import open_source, open_stack
     from agentfs.fuse import driver
     from agentfs.fuse.invalidate import Invalidator
 
     invalidator = Invalidator(runtime)
-    log.info("starting", workspace=plan.file.name, mountpoint=path_text(plan.mountpoint), pid=os.getpid())
-    stack = open_stack(
-        plan.directory, plan.file, cache_dir=plan.cache_dir, settings=plan.settings(), runtime=runtime, kernel=invalidator
-    )
-    async with stack as workspace, trio.open_nursery() as nursery:
-        mounted = MountedWorkspace(workspace)
-        await nursery.start(serve_control, mounted, control_socket(plan.mountpoint))
-        await nursery.start(_unmount_on_signal, mounted, plan, runtime, nursery.cancel_scope)
-        on_ready = partial(_on_ready, plan, ready, announce, runtime)
-        options = fuse_options(plan)
-        await driver.serve(workspace, plan.mountpoint, options, invalidator=invalidator, runtime=runtime, on_ready=on_ready)
-        nursery.cancel_scope.cancel()
-    log.info("ended", workspace=plan.file.name)
+    log.info("starting", workspace=plan.source.name, mountpoint=path_text(plan.mountpoint), pid=os.getpid())
+    async with open_source(plan.source, runtime=runtime) as opened:
+        name, settings = opened.file.name, plan.settings(opened.file)
+        stack = open_stack(opened, cache_dir=plan.cache_dir, settings=settings, runtime=runtime, kernel=invalidator)
+        async with stack as workspace, trio.open_nursery() as nursery:
+            mounted = MountedWorkspace(workspace)
+            await nursery.start(serve_control, mounted, control_socket(plan.mountpoint))
+            await nursery.start(_unmount_on_signal, mounted, plan, runtime, nursery.cancel_scope)
+            on_ready = partial(_on_ready, plan, name, ready, announce, runtime)
+            await driver.serve(
+                workspace,
+                plan.mountpoint,
+                fuse_options(plan, name),
+                invalidator=invalidator,
+                runtime=runtime,
+                on_ready=on_ready,
+            )
+            nursery.cancel_scope.cancel()
+    log.info("ended", workspace=name)
 
 
-def _on_ready(plan: MountPlan, ready: ReadyPipe, announce: Callable[[], None], runtime: Runtime) -> None:
+def _on_ready(plan: MountPlan, name: str, ready: ReadyPipe, announce: Announce, runtime: Runtime) -> None:
     record = MountRecord(
-        workspace=plan.file.name,
-        directory=path_text(plan.directory.path),
+        workspace=name,
+        source=path_text(os.fsencode(plan.source.text)),
+        journal=plan.source.journal.text,
         mountpoint=path_text(plan.mountpoint),
         pid=os.getpid(),
         label=plan.label,
@@ -135,9 +145,9 @@ def _on_ready(plan: MountPlan, ready: ReadyPipe, announce: Callable[[], None], r
         since_ns=runtime.now_ns(),
     )
     write_record(record, plan.mountpoint)
-    log.info("mounted", workspace=plan.file.name)
-    ready.ready()
-    announce()
+    log.info("mounted", workspace=name)
+    ready.ready(name)
+    announce(name)
     notify_systemd("READY=1")
 
 

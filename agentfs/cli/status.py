@@ -1,11 +1,8 @@
 """`agentfs status`: what a mount says of itself."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-
-from agentfs.cli.arguments import PATH
 
 if TYPE_CHECKING:
     from agentfs.cli.mountinfo import Mounted
@@ -13,12 +10,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("directory", required=False, type=PATH)
+@click.argument("directory", required=False, metavar="[DIRECTORY|WORKSPACE]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per mount.")
-def command(directory: Path | None, as_json: bool) -> int:
+def command(directory: str | None, as_json: bool) -> int:
     """Show position, unsaved work, leases, sessions, replicas and cache of the mount that DIRECTORY lies in.
 
-    Without DIRECTORY: the mount of the working directory, or else every mount.
+    A workspace's name or its journal's URL means all of its mounts here. Without either: the mount of the working directory, or
+    else every mount.
     """
     from agentfs.cli.each_mount import each_mount
     from agentfs.cli.mount_queries import status_of
@@ -96,6 +94,9 @@ def _replica_facts(replica: "ReplicaStatus") -> list[tuple[str, str]]:
     if replica.missing_segments:
         lag = f", {seconds_text(replica.lag_seconds)} behind" if replica.lag_seconds is not None else ""
         facts.append(("", f"lacks {count_text(replica.missing_segments, 'segment')}, {bytes_text(replica.missing_bytes)}{lag}"))
+    if replica.mirror_lag:
+        lag = f", {seconds_text(replica.mirror_lag_seconds)} behind" if replica.mirror_lag_seconds is not None else ""
+        facts.append(("", f"its mirror lacks {replica.mirror_lag} of the journal's entries{lag}"))
     if replica.state in ("down", "probing") or replica.last_error:
         since = f" for {seconds_text(replica.down_seconds)}" if replica.down_seconds is not None else ""
         facts.append(("", f"{'last error' if replica.state == 'up' else f'unreachable{since}'}: {replica.last_error or '-'}"))

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agentfs.cli.arguments import PATH
-
 if TYPE_CHECKING:
     import socket
 
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("directory", type=PATH)
+@click.argument("directory", metavar="DIRECTORY|WORKSPACE")
 @click.option(
     "--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long to save, and to wait for the end."
 )
@@ -27,15 +25,15 @@ if TYPE_CHECKING:
     "--force", is_flag=True, help="Unmount although something is unsaved or in use; it is recovered at the next mount."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print records of the progress and of the result.")
-def command(directory: Path, timeout: float, force: bool, as_json: bool) -> None:
-    """Unmount DIRECTORY once everything is saved.
+def command(directory: str, timeout: float, force: bool, as_json: bool) -> None:
+    """Unmount DIRECTORY once everything is saved; or the one mount here of a workspace, by its name or its journal's URL.
 
     If something cannot be saved in time it is named, and the mount stays, unless --force is given.
     """
     from agentfs.cli.amounts import path_text
     from agentfs.cli.progress import echo_json
 
-    farewell = _unmount(directory, timeout=timeout, force=force, as_json=as_json)
+    farewell = _unmount(_mountpoint(directory), timeout=timeout, force=force, as_json=as_json)
     if as_json:
         echo_json({"event": "unmounted", "mountpoint": path_text(farewell.mountpoint), **farewell.facts()})
         return
@@ -63,12 +61,30 @@ class Farewell:
         return ""
 
 
-def _unmount(directory: Path, *, timeout: float, force: bool, as_json: bool) -> Farewell:
-    from agentfs.cli.mountinfo import canonical, mount_at
+def _mountpoint(text: str) -> Path:
+    """The directory that is meant. Raises NotFound and Invalid if a workspace has no mount here, or several."""
+    from agentfs.cli.amounts import path_text
+    from agentfs.cli.layout import data_root
+    from agentfs.cli.mountinfo import canonical
+    from agentfs.cli.workspace_source import mounts_named
+    from agentfs.model.errors import Invalid, NotFound
+
+    named = mounts_named(text, data_root(None))
+    if named is None:
+        return canonical(Path(text))
+    if len(named) > 1:
+        where = ", ".join(path_text(mounted.mountpoint) for mounted in named)
+        raise Invalid(f"{text} is mounted on {where}: name one of these")
+    if not named:
+        raise NotFound(f"{text} is not mounted here: `agentfs mount` lists what is mounted")
+    return named[0].mountpoint
+
+
+def _unmount(mountpoint: Path, *, timeout: float, force: bool, as_json: bool) -> Farewell:
+    from agentfs.cli.mountinfo import mount_at
     from agentfs.cli.records import find_record
     from agentfs.cli.unmounting import clear_if_dead, unmount
 
-    mountpoint = canonical(directory)
     mounted = mount_at(mountpoint)
     if mounted is None or not mounted.ours:
         raise _not_a_mount(mountpoint)

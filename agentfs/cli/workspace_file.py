@@ -11,7 +11,7 @@ from agentfs.cli.layout import WorkspaceDirectory, workspaces_in
 from agentfs.model.errors import Invalid, NotFound
 from agentfs.model.ids import ReplicaId
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """The newest format of the file that this program reads, and the one it writes."""
 
 Replication = Literal["sync", "quorum", "async"]
@@ -31,7 +31,7 @@ class ReplicaPlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WorkspaceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What workspace.toml says. `workspace` is a UUID; `journal` is relative to the file.
+    """What workspace.toml says. `workspace` is a UUID; `journal` is a path, relative to the file, or from format 3 on a URL.
 
     The journal says which replicas there are and where; `replicas` says where this host finds them, if not there. `replication`
     is in files of format 1; the journal says it.

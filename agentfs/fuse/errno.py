@@ -24,6 +24,7 @@ ERRNO: dict[type[errors.AgentfsError], int] = {
     errors.Stale: errno.ESTALE,
     errors.NoSpace: errno.ENOSPC,
     errors.Unavailable: errno.EIO,
+    errors.Collected: errno.EIO,
     errors.Corrupt: errno.EIO,
     errors.Denied: errno.EACCES,
     errors.Fenced: errno.EIO,

@@ -87,7 +87,7 @@ class LockRequests:
 
     def _after_unlock(self, request: LockRequest) -> None:
         """What was written under the lock is committed before its holder hears that it is gone."""
-        if self._files.is_staged(Ino(request.ino)):
+        if self._files.is_owed(Ino(request.ino)):
             self._nursery.start_soon(self._commit, request.token, Ino(request.ino))
         else:
             companion.answer(request.token, 0)

@@ -7,7 +7,7 @@ the epoch, stamped by the session that asks, so that every mount derives the sam
 import msgspec
 
 from agentfs.model.extents import Chunk
-from agentfs.model.ids import Ino, ReplicaId, SessionId, TxnNumber
+from agentfs.model.ids import Ino, Position, ReplicaId, SessionId, TxnNumber
 from agentfs.model.lease import Run
 
 
@@ -25,7 +25,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True, array_like=True):
 class Found(Change, frozen=True, array_like=True, tag="found"):
     """The first change of every journal: the workspace's identity, its settings, its first replicas and its root directory.
 
-    `write_quorum`: how many replicas `quorum` replication waits for; 0 is the majority.
+    `write_quorum`: how many replicas `quorum` replication waits for; 0 is the majority. `history_seconds`: how old an entry is
+    before it may be trimmed; 0 keeps all.
     """
 
     workspace: str
@@ -38,6 +39,7 @@ class Found(Change, frozen=True, array_like=True, tag="found"):
     gid: int
     time_ns: int
     write_quorum: int = 0
+    history_seconds: int = 0
 
 
 LEASE_TTL_MS = 10_000
@@ -74,6 +76,19 @@ class Fence(Change, frozen=True, array_like=True, tag="fence"):
     session: SessionId
     time_ns: int = 0
     seen: TxnNumber | None = None
+
+
+class Recovered(Change, frozen=True, array_like=True, tag="recovered"):
+    """The journal was lost, and was rebuilt from replicas up to the entry in front of this one. Every open session ends.
+
+    `incarnation` is random and names the line that begins here: what mounts have seen of entries that were lost, whose
+    positions are given again, is told apart by it. `replicas` are the members from now on, and where they are; what others
+    hold does not count any more. Aborts: NotPermitted (the sender is a session), Invalid (no replica).
+    """
+
+    incarnation: str
+    replicas: list[ReplicaSpec]
+    time_ns: int
 
 
 class Renew(Change, frozen=True, array_like=True, tag="renew"):
@@ -254,16 +269,25 @@ class Write(Change, frozen=True, array_like=True, tag="write"):
     time_ns: int
 
 
-class Fold(Change, frozen=True, array_like=True, tag="fold"):
-    """Puts chunks where a file has the same bytes inline; to whoever reads the file nothing has changed.
+class Origin(msgspec.Struct, frozen=True, array_like=True):
+    """Which bytes a folded run was made of: those of an extent that begin `skip` bytes into the chunk with this hash."""
 
-    A run counts where the file is at `version` and has an inline extent of exactly the run's bytes, as the chunk's hash tells.
-    Otherwise nothing comes of it. Aborts: Corrupt (a segment that is not known).
+    digest: bytes
+    skip: int
+
+
+class Fold(Change, frozen=True, array_like=True, tag="fold"):
+    """Puts chunks where a file has the same bytes already; to whoever reads the file nothing has changed.
+
+    A run counts where the file is at `version` and has an extent of exactly the run's length there: an inline one of the run's
+    bytes, as the chunk's hash tells, or, with `origins`, of which there are then as many as runs, the one that its origin
+    names. Otherwise nothing comes of it. Aborts: Corrupt (a segment that is not known).
     """
 
     ino: Ino
     version: int
     runs: list[ChunkRun]
+    origins: list[Origin] = []
 
 
 class SetAttr(Change, frozen=True, array_like=True, tag="setattr"):
@@ -300,13 +324,16 @@ class AddSegment(Change, frozen=True, array_like=True, tag="segment"):
     """Makes a segment known: its name (a hash), its size in bytes and the replicas that hold it already.
 
     Replicas that are no members any more are ignored. `time_ns`, which counts where the segment was not known before, tells how
-    far a replica that lacks it has fallen behind; 0: nobody knows. Aborts: Unavailable (none of several is a member still).
+    far a replica that lacks it has fallen behind; 0: nobody knows. `since`: the last entry that the sender had applied when it
+    began to put it; a segment that is not known and was begun before something was collected may have been collected itself.
+    Aborts: Collected (that is so), Unavailable (none of several is a member still).
     """
 
     name: bytes
     size: int
     replicas: list[ReplicaId]
     time_ns: int = 0
+    since: Position = Position(0)
 
 
 class Placed(Change, frozen=True, array_like=True, tag="placed"):
@@ -321,6 +348,33 @@ class Misplaced(Change, frozen=True, array_like=True, tag="misplaced"):
 
     name: bytes
     replica: ReplicaId
+
+
+class Unneeded(Change, frozen=True, array_like=True, tag="unneeded"):
+    """No file needs these segments: from `time_ns` on they wait to be collected. Ignored where one does, or it was said before.
+
+    Naming a segment again (`AddSegment`) ends its wait.
+    """
+
+    names: list[bytes]
+    time_ns: int
+
+
+class Collect(Change, frozen=True, array_like=True, tag="collect"):
+    """Makes those of the segments unknown that no file needs, and that have waited since `until_ns` or longer.
+
+    From then on replicas may delete them. Nothing that was put before this entry, and is not known by then, is taken any more
+    (`AddSegment.since`): what comes under the same name later would be deleted with it.
+    """
+
+    names: list[bytes]
+    until_ns: int
+
+
+class Deleted(Change, frozen=True, array_like=True, tag="deleted"):
+    """No replica holds these collected segments any more. Ignored where that is known."""
+
+    names: list[bytes]
 
 
 REPLICA_MAX = 255
@@ -353,6 +407,7 @@ AnyChange = (
     | OpenSession
     | CloseSession
     | Fence
+    | Recovered
     | Renew
     | Acquire
     | Withdraw
@@ -373,6 +428,9 @@ AnyChange = (
     | AddSegment
     | Placed
     | Misplaced
+    | Unneeded
+    | Collect
+    | Deleted
     | AddReplica
     | RemoveReplica
 )

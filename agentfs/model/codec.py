@@ -9,8 +9,11 @@ import zstandard
 from agentfs.model.entry import Entry
 from agentfs.model.errors import Corrupt, Invalid
 
-FORMAT = 3
-"""The newest format this program reads and the one it writes; 2 has leases, 3 has replicas that come and go, and folding."""
+FORMAT = 4
+"""The newest format this program reads and the one it writes.
+
+2 has leases, 3 replicas that come and go, and folding, 4 the mirror in the replicas, recovery from it, and compaction.
+"""
 
 ENTRY_MAX = 64 << 20
 """Bytes that an entry may decode to; a larger claim is damage, not data."""

@@ -3,7 +3,7 @@
 import msgspec
 
 from agentfs.model.changes import AnyChange
-from agentfs.model.ids import SessionId, TxnNumber
+from agentfs.model.ids import Position, SessionId, TxnNumber
 
 
 class Transaction(msgspec.Struct, frozen=True, array_like=True):
@@ -14,8 +14,12 @@ class Transaction(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """One group commit of one session: what it had pending, in order. `time_ns` is the sender's wall clock."""
+    """One group commit of one session: what it had pending, in order. `time_ns` is the sender's wall clock.
+
+    `mirrored`: the sender knows that enough replicas hold every entry up to here. It is hearsay for other mounts, not State.
+    """
 
     session: SessionId
     time_ns: int
     transactions: list[Transaction]
+    mirrored: Position = Position(0)

@@ -85,6 +85,10 @@ class Unavailable(AgentfsError):
     retry_after_seconds: float | None = None
 
 
+class Collected(AgentfsError):
+    """A segment was collected while it was on its way into use: its bytes have to be put once more (EIO)."""
+
+
 class Corrupt(AgentfsError):
     """Bytes are not what their hash says, or not what the format says (EIO)."""
 

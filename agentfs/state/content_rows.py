@@ -39,10 +39,10 @@ class ContentRows(PlacementRows):
         self._undo.append((self._insert_extent, (extent,)))
         self._erase_extent(extent)
 
-    def fold_extent(self, inline: Extent, folded: Extent) -> None:
+    def fold_extent(self, old: Extent, new: Extent) -> None:
         """Replace an extent that is there by one of the same bytes: no kernel has to hear of it."""
-        self._undo.append((self._swap_extent, (folded, inline)))
-        self._swap_extent(inline, folded)
+        self._undo.append((self._swap_extent, (new, old)))
+        self._swap_extent(old, new)
 
     def _swap_extent(self, old: Extent, new: Extent) -> None:
         self._erase_extent(old)
@@ -60,8 +60,8 @@ class ContentRows(PlacementRows):
         self._account(extent, -1)
 
     def _account(self, extent: Extent, by: int) -> None:
-        if extent.segment:
-            self._use(extent.segment, by)
+        if extent.chunk is not None:
+            self._use(extent.segment, by, by * live_bytes(extent, extent.chunk))
         else:
             self.counters["inline"] += by * extent.length
 
@@ -87,6 +87,11 @@ class ContentRows(PlacementRows):
 
     def _erase_version(self, ino: Ino, version: int) -> None:
         self.db.execute("DELETE FROM versions WHERE ino = ? AND version = ?", (ino, version))
+
+
+def live_bytes(extent: Extent, chunk: Chunk) -> int:
+    """Of a stored chunk's bytes, the share that an extent needs."""
+    return chunk.stored * extent.length // max(chunk.raw, 1)
 
 
 def _extent(row: tuple[Any, ...]) -> Extent:

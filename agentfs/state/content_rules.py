@@ -1,6 +1,6 @@
-"""The rules for content: truncate(2), write(2), and moving inline bytes into segments."""
+"""The rules for content: truncate(2), write(2), and moving bytes into segments."""
 
-from agentfs.model.changes import ChunkRun, Fold, InlineRun, Truncate, Write
+from agentfs.model.changes import ChunkRun, Fold, InlineRun, Origin, Truncate, Write
 from agentfs.model.errors import Corrupt, Invalid, TooLarge
 from agentfs.model.extents import INLINE_MAX, Extent, digest_of
 from agentfs.model.ids import Ino, SegmentId
@@ -76,22 +76,30 @@ def cut(step: Step, ino: Ino, start: int, end: int) -> int:
 
 def _fold(step: Step, change: Fold) -> None:
     inode = step.tables.inode(change.ino)
-    for run in change.runs:
+    if change.origins and len(change.origins) != len(change.runs):
+        raise Invalid(f"{len(change.runs)} runs of {len(change.origins)} origins")
+    for number, run in enumerate(change.runs):
         segment = _segment(step, run)
-        extent = _inline_at(step, change.ino, run) if inode is not None and inode.version == change.version else None
+        origin = change.origins[number] if change.origins else None
+        extent = _same_at(step, change.ino, run, origin) if inode is not None and inode.version == change.version else None
         if extent is not None:
             step.tables.fold_extent(extent, Extent(change.ino, run.offset, run.length, b"", segment, run.chunk, 0))
 
 
-def _inline_at(step: Step, ino: Ino, run: ChunkRun) -> Extent | None:
-    """The inline extent that holds exactly the bytes of `run`.
+def _same_at(step: Step, ino: Ino, run: ChunkRun, origin: Origin | None) -> Extent | None:
+    """The extent that holds exactly the bytes of `run`.
 
     The version tells nearly always; but one that was foreseen when the change was sent may be another session's by now.
     """
     found = step.tables.extents(ino, run.offset, run.offset + 1)
-    if not found or found[0].segment or (found[0].offset, found[0].length) != (run.offset, run.length):
+    if not found or (found[0].offset, found[0].length) != (run.offset, run.length):
         return None
-    return found[0] if digest_of(found[0].data) == run.chunk.digest else None
+    extent = found[0]
+    if extent.chunk is None:
+        same = origin is None and digest_of(extent.data) == run.chunk.digest
+    else:
+        same = origin is not None and (extent.chunk.digest, extent.skip) == (origin.digest, origin.skip)
+    return extent if same else None
 
 
 def _segment(step: Step, run: ChunkRun) -> SegmentId:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from agentfs.model.ids import ReplicaId, SegmentId
+from agentfs.model.errors import Corrupt
+from agentfs.model.ids import Position, ReplicaId, SegmentId
 from agentfs.model.replica import MEMBER, Replica
 from agentfs.state.rows import Rows
 
@@ -57,8 +58,14 @@ class PlacementRows(Rows):
         return row[0] if row else None
 
     def segment_name(self, segment: SegmentId) -> bytes:
-        """The name of a segment that an extent points to."""
-        return bytes(self.db.execute("SELECT name FROM segments WHERE segment = ?", (segment,)).fetchone()[0])
+        """The name of a segment that an extent points to.
+
+        Raises Corrupt where it was collected: then the extent is of a file that State has no more.
+        """
+        row = self.db.execute("SELECT name FROM segments WHERE segment = ?", (segment,)).fetchone()
+        if row is None:
+            raise Corrupt("the file was removed elsewhere, and what it held is gone by now")
+        return bytes(row[0])
 
     def segment_size(self, segment: SegmentId) -> int:
         """The bytes of a segment that an extent points to."""
@@ -69,13 +76,16 @@ class PlacementRows(Rows):
         """Make a segment known, in which there are no extents yet."""
         segment = SegmentId(self.count("segment", 1))
         self._undo.append((self.db.execute, ("DELETE FROM segments WHERE segment = ?", (segment,))))
-        self.db.execute("INSERT INTO segments VALUES (?, ?, ?, ?, 0)", (segment, name, size, time_ns))
+        self.db.execute("INSERT INTO segments VALUES (?, ?, ?, ?, 0, 0, 0)", (segment, name, size, time_ns))
         return segment
 
-    def _use(self, segment: SegmentId, by: int) -> None:
-        """There are `by` more extents in a segment: for its first, and without its last, what replicas lack is different."""
-        query = "UPDATE segments SET uses = uses + ? WHERE segment = ? RETURNING uses"
-        found = self.db.execute(query, (by, segment)).fetchall()
+    def _use(self, segment: SegmentId, by: int, live: int) -> None:
+        """There are `by` more extents in a segment, which need `live` more of its bytes.
+
+        For its first, and without its last, what replicas lack is different.
+        """
+        query = "UPDATE segments SET uses = uses + ?, live = live + ? WHERE segment = ? RETURNING uses"
+        found = self.db.execute(query, (by, live, segment)).fetchall()
         # Only tests put extents in segments that are not known.
         uses = found[0][0] if found else 0
         if by > 0 and uses == by:
@@ -87,6 +97,48 @@ class PlacementRows(Rows):
     def _lack(self, segment: SegmentId, replicas: Iterable[ReplicaId]) -> None:
         query = "INSERT INTO lacking SELECT ?, segment, size FROM segments WHERE segment = ? AND uses > 0"
         self.db.executemany(query, ((number, segment) for number in replicas))
+
+    # ---- what no file needs
+
+    def waits_since(self, segment: SegmentId) -> int | None:
+        """When a segment that no file needs was said to be unneeded; 0: it was not; None: a file needs it."""
+        uses, time_ns = self.db.execute("SELECT uses, unneeded_ns FROM segments WHERE segment = ?", (segment,)).fetchone()
+        return None if uses else time_ns
+
+    def note_unneeded(self, segment: SegmentId, time_ns: int) -> None:
+        """Record since when no file needs a segment; 0: one does, or may."""
+        query = "SELECT unneeded_ns FROM segments WHERE segment = ?"
+        (before,) = self.db.execute(query, (segment,)).fetchone()
+        if before != time_ns:
+            self._undo.append((self._set_unneeded, (segment, before)))
+            self._set_unneeded(segment, time_ns)
+
+    def _set_unneeded(self, segment: SegmentId, time_ns: int) -> None:
+        self.db.execute("UPDATE segments SET unneeded_ns = ? WHERE segment = ?", (time_ns, segment))
+
+    def collect(self, segment: SegmentId, position: Position) -> None:
+        """Forget a segment in which there are no extents; what of it is in replicas still, `collected` says."""
+        for replica in self.replicas_with(segment):
+            self.displace(segment, replica)
+        row = self.db.execute("DELETE FROM segments WHERE segment = ? RETURNING *", (segment,)).fetchall()[0]
+        self._undo.append((self.db.execute, ("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?)", row)))
+        name = row[1]
+        self._undo.append((self.db.execute, ("DELETE FROM collected WHERE name = ?", (name,))))
+        self.db.execute("INSERT INTO collected VALUES (?, ?)", (name, position))
+        self.count("collected", position - self.counters["collected"])
+
+    def is_collected(self, name: bytes) -> bool:
+        """Whether replicas may hold a segment still that was collected."""
+        return self.db.execute("SELECT 1 FROM collected WHERE name = ?", (name,)).fetchone() is not None
+
+    def may_be_collected(self, name: bytes, since: Position) -> bool:
+        """Whether a segment that was begun when State was at `since` is not known, and may be one that was collected."""
+        return self.segment_id(name) is None and (since < self.counters["collected"] or self.is_collected(name))
+
+    def forget_collected(self, name: bytes) -> None:
+        """No replica holds a collected segment any more."""
+        rows = self.db.execute("DELETE FROM collected WHERE name = ? RETURNING *", (name,)).fetchall()
+        self._undo.append((self.db.executemany, ("INSERT INTO collected VALUES (?, ?)", rows)))
 
     # ---- who holds which
 

@@ -2,9 +2,12 @@
 
 from typing import NamedTuple
 
-from agentfs.model.extents import FOLD_MIN, Extent
-from agentfs.model.ids import Ino, ReplicaId, SegmentId, SessionId
+from agentfs.model.extents import FOLD_MIN, Chunk, Extent
+from agentfs.model.ids import Ino, Position, ReplicaId, SegmentId, SessionId
 from agentfs.state.tables import LeaseKey, Tables
+
+COMPACTABLE_MAX = 16384
+"""Segments of one answer: some ten milliseconds."""
 
 
 def a_name_of(tables: Tables, ino: Ino) -> tuple[Ino, bytes] | None:
@@ -69,6 +72,56 @@ def foldable(tables: Tables, after: tuple[Ino, int], limit: int) -> list[Extent]
     return [Extent(ino, offset, length, data, SegmentId(0), None, 0) for ino, offset, length, data in rows]
 
 
+class Compactable(NamedTuple):
+    """A segment that is small, or of which files need less than half: its `live` bytes of `size`."""
+
+    segment: SegmentId
+    name: bytes
+    size: int
+    live: int
+
+
+def compactable(tables: Tables) -> list[Compactable]:
+    """The segments that are worth being moved together: the oldest COMPACTABLE_MAX of them. Cheap while there are few."""
+    # With parameters instead of these numbers the index would not be used.
+    query = (
+        "SELECT segment, name, size, live FROM segments INDEXED BY compactable"
+        f" WHERE uses > 0 AND min(size - 1048576, live * 2 - size) < 0 ORDER BY segment LIMIT {COMPACTABLE_MAX}"
+    )
+    return [Compactable(*row) for row in tables.db.execute(query)]
+
+
+def chunked(tables: Tables, after: tuple[Ino, int], limit: int) -> list[Extent]:
+    """Up to `limit` extents by inode and offset, from behind `after`, without the bytes of inline ones."""
+    query = (
+        'SELECT ino, "offset", length, segment, start, stored, raw, digest, skip FROM extents'
+        ' WHERE (ino, "offset") > (?, ?) ORDER BY ino, "offset" LIMIT ?'
+    )
+    rows = tables.db.execute(query, (*after, limit))
+    return [
+        Extent(ino, offset, length, b"", segment, Chunk(*chunk) if segment else None, skip)
+        for ino, offset, length, segment, *chunk, skip in rows
+    ]
+
+
+def unneeded(tables: Tables, limit: int) -> list[bytes]:
+    """Up to `limit` names of segments that no file needs, and that nobody said so of. Cheap."""
+    query = "SELECT name FROM segments INDEXED BY unneeded WHERE uses = 0 AND unneeded_ns = 0 LIMIT ?"
+    return [row[0] for row in tables.db.execute(query, (limit,))]
+
+
+def waiting_since(tables: Tables, until_ns: int, limit: int) -> list[bytes]:
+    """Up to `limit` names of segments that have waited to be collected since `until_ns` or longer. Cheap."""
+    query = "SELECT name FROM segments INDEXED BY unneeded WHERE uses = 0 AND unneeded_ns BETWEEN 1 AND ? LIMIT ?"
+    return [row[0] for row in tables.db.execute(query, (until_ns, limit))]
+
+
+def collected(tables: Tables, after: bytes, limit: int) -> list[tuple[bytes, Position]]:
+    """Up to `limit` segments that replicas may hold though they were collected, by name, and by which entry. Cheap."""
+    query = "SELECT name, position FROM collected WHERE name > ? ORDER BY name LIMIT ?"
+    return tables.db.execute(query, (after, limit)).fetchall()
+
+
 def held_only_by(tables: Tables, replica: ReplicaId) -> int:
     """How many of the segments that files need no other replica is known to hold. Slow: it looks at all that are placed."""
     query = (
@@ -76,6 +129,13 @@ def held_only_by(tables: Tables, replica: ReplicaId) -> int:
         " AND NOT EXISTS (SELECT 1 FROM placed WHERE segment = p.segment AND replica != ?1)"
     )
     count: int = tables.db.execute(query, (replica,)).fetchone()[0]
+    return count
+
+
+def held_by_none(tables: Tables) -> int:
+    """How many of the segments that files need no member is known to hold. Slow: it looks at all segments."""
+    query = "SELECT count(*) FROM segments s WHERE uses > 0 AND NOT EXISTS (SELECT 1 FROM placed WHERE segment = s.segment)"
+    count: int = tables.db.execute(query).fetchone()[0]
     return count
 
 

@@ -1,9 +1,19 @@
-"""The rules for replicas and segments: which there are, who holds which, who may come and go."""
+"""The rules for replicas and segments: which there are, who holds which, who may come and go, what is collected."""
 
 from msgspec.structs import replace
 
-from agentfs.model.changes import REPLICA_MAX, AddReplica, AddSegment, Misplaced, Placed, RemoveReplica
-from agentfs.model.errors import Exists, Invalid, NotFound, Unavailable
+from agentfs.model.changes import (
+    REPLICA_MAX,
+    AddReplica,
+    AddSegment,
+    Collect,
+    Deleted,
+    Misplaced,
+    Placed,
+    RemoveReplica,
+    Unneeded,
+)
+from agentfs.model.errors import Collected, Exists, Invalid, NotFound, Unavailable
 from agentfs.model.ids import ReplicaId
 from agentfs.model.replica import MEMBER, REMOVED, Replica
 from agentfs.state.queries import held_only_by
@@ -11,9 +21,13 @@ from agentfs.state.step import Rules, Step
 
 
 def _add_segment(step: Step, change: AddSegment) -> None:
+    if step.tables.may_be_collected(change.name, change.since):
+        raise Collected("segments were collected since it was put, and it may have been one of them")
     segment = step.tables.segment_id(change.name)
     if segment is None:
         segment = step.tables.put_segment(change.name, change.size, change.time_ns)
+    else:
+        step.tables.note_unneeded(segment, 0)
     for replica in change.replicas:
         if _is_member(step, replica):
             step.tables.place(segment, replica)
@@ -32,6 +46,26 @@ def _misplaced(step: Step, change: Misplaced) -> None:
     segment = step.tables.segment_id(change.name)
     if segment is not None and _is_member(step, change.replica):
         step.tables.displace(segment, change.replica)
+
+
+def _unneeded(step: Step, change: Unneeded) -> None:
+    for name in change.names:
+        segment = step.tables.segment_id(name)
+        if segment is not None and step.tables.waits_since(segment) == 0:
+            step.tables.note_unneeded(segment, change.time_ns)
+
+
+def _collect(step: Step, change: Collect) -> None:
+    for name in change.names:
+        segment = step.tables.segment_id(name)
+        since_ns = step.tables.waits_since(segment) if segment is not None else None
+        if segment is not None and since_ns and since_ns <= change.until_ns:
+            step.tables.collect(segment, step.position)
+
+
+def _deleted(step: Step, change: Deleted) -> None:
+    for name in change.names:
+        step.tables.forget_collected(name)
 
 
 def _is_member(step: Step, number: ReplicaId) -> bool:
@@ -70,6 +104,9 @@ RULES: Rules = {
     AddSegment: _add_segment,
     Placed: _placed,
     Misplaced: _misplaced,
+    Unneeded: _unneeded,
+    Collect: _collect,
+    Deleted: _deleted,
     AddReplica: _add_replica,
     RemoveReplica: _remove_replica,
 }

@@ -11,7 +11,7 @@ Undo = list[tuple[Callable[..., object], tuple[Any, ...]]]
 
 Mark = NewType("Mark", int)
 
-_COUNTERS = ("position", "cookie", "session", "segment", "inodes", "bytes", "inline")
+_COUNTERS = ("position", "cookie", "session", "segment", "inodes", "bytes", "inline", "collected")
 
 
 class Rows:

@@ -1,11 +1,11 @@
 """State's SQLite schema, column by column (docs/format.md explains it in prose)."""
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Grows with every change of the tables or of what `apply` writes; a State file of another version is rebuilt."""
 
 TABLES = """
 -- Single numbers: position (the last entry applied), cookie, session, segment (the last one given out), inodes, bytes, inline
--- (totals; inline: bytes of inline extents).
+-- (totals; inline: bytes of inline extents), collected (the last entry that collected segments).
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 
 -- The workspace's identity and settings: the first change of the journal, encoded as there.
@@ -91,6 +91,9 @@ CREATE TABLE sessions (
     upkeep INTEGER NOT NULL      -- 1: it can do the workspace's chores
 );
 
+-- Every recovery of the workspace from its replicas: where the journal's line begins that it made, and the name of that line.
+CREATE TABLE recoveries (position INTEGER PRIMARY KEY, incarnation TEXT NOT NULL);
+
 -- Leases on locks: for each inode and space (0 flock, 1 fcntl) with any, a model.lease.Leases as MessagePack.
 CREATE TABLE leases (ino INTEGER NOT NULL, space INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (ino, space)) WITHOUT ROWID;
 
@@ -102,8 +105,16 @@ CREATE TABLE segments (
     name BLOB NOT NULL UNIQUE,
     size INTEGER NOT NULL,
     time_ns INTEGER NOT NULL,    -- when whoever made it known said that it was; 0: unknown
-    uses INTEGER NOT NULL        -- how many extents are in it
+    uses INTEGER NOT NULL,       -- how many extents are in it
+    live INTEGER NOT NULL,       -- bytes of it that these need, by their share of its chunks
+    unneeded_ns INTEGER NOT NULL -- when a session said that no file needs it any more; 0: none has, or one does
 );
+-- Those that are small, or of which files need less than half; SQLite does not see that an OR is the same in an index.
+CREATE INDEX compactable ON segments (segment) WHERE uses > 0 AND min(size - 1048576, live * 2 - size) < 0;
+CREATE INDEX unneeded ON segments (unneeded_ns) WHERE uses = 0;
+
+-- Segments that are known no more, and that replicas may hold still.
+CREATE TABLE collected (name BLOB PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID;
 
 -- Every replica there ever was; the columns are the fields of model.replica.Replica, in order.
 CREATE TABLE replicas (replica INTEGER PRIMARY KEY, url TEXT NOT NULL, standing INTEGER NOT NULL);
@@ -130,10 +141,12 @@ CONTENT = {
     "xattrs": "ino, name",
     "versions": "ino, version",
     "sessions": "session",
+    "recoveries": "position",
     "leases": "ino, space",
     "orphans": "ino",
     "segments": "segment",
     "replicas": "replica",
+    "collected": "name",
     "placed": "segment, replica",
     "lacking": "replica, segment",
 }

@@ -4,11 +4,11 @@ import stat
 
 from msgspec.structs import replace
 
-from agentfs.model.changes import CloseSession, Fence, Found, OpenSession
-from agentfs.model.errors import Busy, Exists, Invalid, NotFound
+from agentfs.model.changes import CloseSession, Fence, Found, OpenSession, Recovered
+from agentfs.model.errors import Busy, Exists, Invalid, NotFound, NotPermitted
 from agentfs.model.ids import NO_SESSION, ROOT_INO, SessionId, TxnNumber
 from agentfs.model.inode import Inode
-from agentfs.model.replica import Replica
+from agentfs.model.replica import REMOVED, Replica
 from agentfs.model.session import CLOSED, FENCED, OPEN, Session
 from agentfs.state.lease_rules import end_leases
 from agentfs.state.name_rules import erase
@@ -69,6 +69,28 @@ def _fence(step: Step, change: Fence) -> None:
     _end_session(step, change.session, FENCED, time_ns=change.time_ns)
 
 
+def _recovered(step: Step, change: Recovered) -> None:
+    if step.session != NO_SESSION:
+        raise NotPermitted("a session cannot say that the workspace was recovered")
+    if not change.replicas:
+        raise Invalid("a workspace needs a replica")
+    tables = step.tables
+    # Mounts of the line that was lost may live, and reach the new journal: nothing that they send counts.
+    for number in sorted(number for number, session in tables.sessions.items() if session.standing == OPEN):
+        _end_session(step, number, FENCED, time_ns=change.time_ns)
+    tables.put_recovery(change.incarnation, step.position)
+    # What was collected on the line that was lost, and is being deleted still, must not meet segments of this one.
+    tables.count("collected", step.position - tables.counters["collected"])
+    kept = {spec.replica for spec in change.replicas}
+    for member in tables.members.values():
+        if member.replica not in kept:
+            tables.put_replica(replace(member, standing=REMOVED))
+            tables.displace_all(member.replica)
+    for spec in change.replicas:
+        if tables.members.get(spec.replica) != Replica(spec.replica, spec.url):
+            tables.put_replica(Replica(spec.replica, spec.url))
+
+
 def _end_session(step: Step, number: SessionId, standing: int, *, time_ns: int) -> None:
     session = step.tables.sessions[number]
     if session.standing != OPEN:
@@ -84,4 +106,5 @@ RULES: Rules = {
     OpenSession: _open_session,
     CloseSession: _close_session,
     Fence: _fence,
+    Recovered: _recovered,
 }

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from agentfs.model.changes import Found
 from agentfs.model.errors import Invalid
-from agentfs.model.ids import Ino, SessionId
+from agentfs.model.ids import Ino, Position, SessionId
 from agentfs.model.inode import Dentry, Inode
 from agentfs.model.lease import Leases
 from agentfs.model.session import OPEN, Session
@@ -47,6 +47,9 @@ class Tables(ContentRows):
         self._sessions_behind: set[SessionId] = set()
         self.sessions: dict[SessionId, Session] = {row[0]: _session(row) for row in db.execute("SELECT * FROM sessions")}
         self._open_sessions = {number for number, session in self.sessions.items() if session.standing == OPEN}
+        # The position at which each line of the journal begins that a recovery made, and the line's name; in order.
+        query = "SELECT position, incarnation FROM recoveries ORDER BY position"
+        self.recoveries: dict[Position, str] = dict(db.execute(query))
         self.orphans: dict[Ino, SessionId] = dict(db.execute("SELECT ino, session FROM orphans"))
         self.leases: dict[LeaseKey, Leases] = {(row[0], row[1]): _leases(row[2]) for row in db.execute("SELECT * FROM leases")}
         self._leases_behind: set[LeaseKey] = set()
@@ -56,6 +59,8 @@ class Tables(ContentRows):
         self.on_xattr: Callable[[bytes], None] = lambda name: None
         # Called by the rules before an inode's rows go, also while that is speculative: for who must keep its bytes readable.
         self.before_erase: Callable[[Ino], None] = lambda ino: None
+        # Called by `save` while no transaction is open and the file and its WAL hold exactly what was saved.
+        self.on_saved: Callable[[], None] = lambda: None
         row = db.execute("SELECT found FROM workspace").fetchone()
         self.found: Found | None = msgspec.msgpack.decode(row[0], type=Found) if row else None
         db.execute("BEGIN")
@@ -233,6 +238,21 @@ class Tables(ContentRows):
         if found is not None:
             self.db.execute("INSERT INTO workspace VALUES (1, ?)", (msgspec.msgpack.encode(found),))
 
+    @property
+    def incarnation(self) -> str:
+        """The name of the journal's line that this State is of; "" for the first one."""
+        return next(reversed(self.recoveries.values()), "")
+
+    def put_recovery(self, incarnation: str, position: Position) -> None:
+        """Record that another line begins at a position behind all others."""
+        self._undo.append((self._erase_recovery, (position,)))
+        self.recoveries[position] = incarnation
+        self.db.execute("INSERT INTO recoveries VALUES (?, ?)", (position, incarnation))
+
+    def _erase_recovery(self, position: Position) -> None:
+        del self.recoveries[position]
+        self.db.execute("DELETE FROM recoveries WHERE position = ?", (position,))
+
     def flush(self) -> None:
         """Write what is written behind, so that queries over whole tables see it."""
         gone = [(ino,) for ino, inode in self._inodes_behind.items() if inode is None]
@@ -281,6 +301,7 @@ class Tables(ContentRows):
             return False
         self.flush()
         self.db.execute("COMMIT")
+        self.on_saved()
         self.db.execute("BEGIN")
         return True
 

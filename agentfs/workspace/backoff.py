@@ -29,6 +29,11 @@ class Backoff:
         self._until = 0.0
         self._cut_off = False
 
+    @property
+    def any_failed(self) -> bool:
+        """Whether a file waits whose last commit failed."""
+        return bool(self._failed)
+
     def failed(self, ino: Ino, error: AgentfsError) -> None:
         """A commit of the file failed."""
         self._failed.add(ino)

@@ -15,7 +15,7 @@ from typing import TypeVar
 import structlog
 import trio
 
-from agentfs.journal.contract import Journal
+from agentfs.journal.contract import Journal, Record
 from agentfs.model.changes import AnyChange, Fence, Make
 from agentfs.model.codec import decode_entry, encode_entry
 from agentfs.model.entry import Entry, Transaction
@@ -26,6 +26,7 @@ from agentfs.runtime import Runtime
 from agentfs.state.apply import Outcome, advance, apply_entry, apply_transaction
 from agentfs.state.tables import Tables, Undo
 from agentfs.state.touched import Touched, touched
+from agentfs.workspace.mirror import Mirror
 from agentfs.workspace.pending import Pending, is_full, weight
 
 NOWHERE = Position(0)
@@ -73,6 +74,8 @@ class Committer:
         self._queue: deque[Pending] = deque()
         self._flying: list[Pending] = []
         self._given_up: dict[TxnNumber, Pending] = {}
+        # The last entry that carries something of this mount's programs.
+        self._promised = Position(0)
         self._verdicts: list[Pending] = []
         self._work = trio.Event()
         self._urgent = trio.Event()
@@ -81,6 +84,10 @@ class Committer:
         self._unsaved_bytes = 0
         self._registered = trio.Event()
         self._registered.set()
+        # Is shown each entry that State has from now on, and waited for when a program is to hear that something is safe;
+        # without `promises`, by `sync` alone.
+        self.mirror: Mirror | None = None
+        self.promises = True
         # Called before a transaction is queued; what it raises refuses the transaction. `on_withdraw` must not raise.
         self.on_submit: Callable[[Transaction], None] = lambda transaction: None
         self.on_withdraw: Callable[[TxnNumber], None] = lambda number: None
@@ -130,11 +137,23 @@ class Committer:
         return pending
 
     async def commit(self, changes: list[AnyChange]) -> None:
-        """Submit a transaction and wait until it is in the journal."""
+        """Submit a transaction and wait until it is in the journal and, if it is a program's and `promises`, mirrored."""
         await self.registered()
         pending = self.submit(changes)
-        self._urgent.set()
-        await pending.committed()
+        undo = [*pending.undo]
+        await self.settled(pending)
+        if self.promises and pending.promises:
+            try:
+                await self.mirrored(pending.position)
+            except AgentfsError:
+                # It happened all the same, and the kernel, which hears of a failure, would take it that nothing did.
+                self.on_touched(touched(undo))
+                raise
+
+    async def decide(self, changes: list[AnyChange]) -> None:
+        """Submit a transaction and wait until it is in the journal: that it is safe is for something later to say."""
+        await self.registered()
+        await self.settled(self.submit(changes))
 
     async def fence(self, session: SessionId, *, seen: TxnNumber | None = None) -> None:
         """Declare another session dead, unless it shows to be alive after `seen`. Raises Busy, Unavailable, Fenced.
@@ -159,6 +178,21 @@ class Committer:
         self._urgent.set()
         await pending.committed()
 
+    async def mirrored(self, position: Position) -> None:
+        """Wait until enough replicas hold every entry up to `position`, which is in the journal. Raises as `Mirror.reach`."""
+        if self.mirror is not None:
+            await self.mirror.reach(position)
+
+    def owes(self, ino: Ino) -> bool:
+        """Whether the file's last change is this session's, and whoever wants it to be safe has to wait for the mirror."""
+        inode = self.tables.inode(ino)
+        return (
+            self.mirror is not None
+            and inode is not None
+            and inode.writer == self.session
+            and self.mirror.owes(min(inode.commit, self.tables.position))
+        )
+
     async def registered(self) -> None:
         """Return at once, or when a session that was lost has a successor. A hot path. Raises Fenced where it has none."""
         if self.lost:
@@ -171,10 +205,10 @@ class Committer:
         self._urgent.set()
 
     async def sync(self) -> None:
-        """Wait until everything submitted before this call is settled.
+        """Wait until everything submitted before this call is settled and, as far as it is a program's, mirrored.
 
-        Raises NoSpace, Unavailable or Fenced if the journal refused it; a single transaction that a foreign one overtook is no
-        reason.
+        Raises NoSpace, Unavailable or Fenced if the journal refused it, and as `Mirror.reach` does if it is not mirrored; a
+        single transaction that a foreign one overtook is no reason.
         """
         last = self._queue[-1] if self._queue else self._flying[-1] if self._flying else None
         if last is not None:
@@ -182,6 +216,8 @@ class Committer:
             await last.done.wait()
             if isinstance(last.outcome, NoSpace | Unavailable | Fenced):
                 raise last.outcome
+        # Also what was settled before: whoever waited for that may have waited in vain.
+        await self.mirrored(self._promised)
 
     async def throttle(self) -> None:
         """Return at once while little is pending; otherwise wait until some of it is in the journal, or for a new session."""
@@ -199,10 +235,12 @@ class Committer:
             group, session = list(self._flying), self.session
             if not group:
                 continue
-            entry = Entry(session, self._runtime.now_ns(), [pending.transaction for pending in group])
+            mirrored = self.mirror.position if self.mirror is not None else Position(0)
+            entry = Entry(session, self._runtime.now_ns(), [pending.transaction for pending in group], mirrored)
+            payload = encode_entry(entry)
             try:
-                position = await self._persist(partial(self._journal.append, encode_entry(entry)))
-                await self._confirm(position, group)
+                position = await self._persist(partial(self._journal.append, payload))
+                await self._confirm(Record(position, payload), entry, group)
             except AgentfsError as error:
                 # What was sent for a session that is lost is another one's business by now.
                 if session == self.session:
@@ -241,10 +279,12 @@ class Committer:
                 return
             if not records:
                 raise Corrupt(f"entry {until} was appended and cannot be read")
-            entries = [(decode_entry(record.payload), record.position) for record in fresh]
+            entries = [decode_entry(record.payload) for record in fresh]
             self._take_back()
-            for entry, position in entries:
-                self._apply(entry, position)
+            for record, entry in zip(fresh, entries, strict=True):
+                self._apply(entry, record.position)
+                if self.mirror is not None:
+                    self.mirror.take(record, entry)
             self._redo()
             self.on_progress()
 
@@ -346,8 +386,9 @@ class Committer:
             await self._runtime.sleep(pause * (0.5 + self._runtime.jitter()))
             pause = min(pause * 2, 2.0)
 
-    async def _confirm(self, position: Position, group: list[Pending]) -> None:
-        """The group is in the journal at `position`: it stands as speculated, or everything is rebased."""
+    async def _confirm(self, record: Record, entry: Entry, group: list[Pending]) -> None:
+        """The group is in the journal, as this entry: it stands as speculated, or everything is rebased."""
+        position = record.position
         self._since_save += 1
         self._unsaved_bytes += sum(pending.size for pending in group)
         as_guessed = position == self.tables.position + 1 and all(pending.position == position for pending in group)
@@ -361,9 +402,13 @@ class Committer:
         mark = self.tables.mark()
         advance(self.tables, position)
         self.tables.cut(mark)
+        if self.mirror is not None:
+            self.mirror.take(record, entry)
         for pending in group:
             pending.undo.clear()
             pending.done.set()
+            if pending.promises:
+                self._promised = position
         if self._queue and self._queue[0].position != position + 1:
             self._take_back()
             self._redo()
@@ -398,12 +443,12 @@ class Committer:
             self.on_foreign(entry, outcomes, undo)
             if self.tables.sessions[self.session].standing == FENCED:
                 self._lose(leased or set())
-        elif not self._settle_own(entry, outcomes, seen):
+        elif not self._settle_own(entry, position, outcomes, seen):
             # Something was sent under our number that we did not send: a copy of this session runs elsewhere.
             self.on_touched(rows)
             self._lose(self._leased())
 
-    def _settle_own(self, entry: Entry, outcomes: list[Outcome], seen: TxnNumber) -> bool:
+    def _settle_own(self, entry: Entry, position: Position, outcomes: list[Outcome], seen: TxnNumber) -> bool:
         """What of an entry under our number is what we sent, has its outcome now; whether that is all of it.
 
         What a fence stopped is not settled: it goes out under the next session.
@@ -412,12 +457,14 @@ class Committer:
         fresh = [(txn, outcome) for txn, outcome in zip(entry.transactions, outcomes, strict=True) if txn.number > seen]
         ours = {txn.number: outcome for txn, outcome in fresh if sent.get(txn.number) == txn}
         known = {number: outcome for number, outcome in ours.items() if not (self.lost and isinstance(outcome, Fenced))}
-        self._flying = [pending for pending in self._flying if not self._settle(pending, known)]
+        self._flying = [pending for pending in self._flying if not self._settle(pending, position, known)]
         # A copy may have sent what waits here still, from before it was made.
-        self._queue = deque(pending for pending in self._queue if not self._settle(pending, known))
+        self._queue = deque(pending for pending in self._queue if not self._settle(pending, position, known))
         for number, outcome in known.items():
             if number in self._given_up:
-                self._given_up.pop(number).landed = outcome is None
+                late = self._given_up.pop(number)
+                late.landed, late.position = outcome is None, position
+                self._promised = position if late.promises else self._promised
         return len(ours) == len(fresh)
 
     def _leased(self) -> set[Ino]:
@@ -437,10 +484,11 @@ class Committer:
         if not self._renews:
             self.refuse_pending(Fenced(f"session {self.session} was declared dead"))
 
-    def _settle(self, pending: Pending, known: dict[TxnNumber, Outcome]) -> bool:
+    def _settle(self, pending: Pending, position: Position, known: dict[TxnNumber, Outcome]) -> bool:
         if pending.transaction.number not in known:
             return False
-        pending.outcome = known[pending.transaction.number]
+        pending.outcome, pending.position = known[pending.transaction.number], position
+        self._promised = position if pending.promises else self._promised
         if pending.outcome is not None:
             self._withdraw_refused(pending)
         pending.done.set()

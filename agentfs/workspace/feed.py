@@ -14,8 +14,11 @@ from agentfs.model.codec import decode_entry
 from agentfs.model.errors import Corrupt, Invalid, NoSpace, Stale
 from agentfs.model.ids import Position
 from agentfs.state.apply import apply_entry
+from agentfs.state.checkpoint import CheckpointKey
 from agentfs.state.tables import Tables, open_tables
+from agentfs.workspace.beginning import Beginning, read_beginning
 from agentfs.workspace.events import Event, events_of
+from agentfs.workspace.fetching import FetchChosen
 
 READ_BYTES: Final = 1 << 20
 """What one read of the journal brings at most, and so how many events are in memory at once; one entry may be longer."""
@@ -42,33 +45,38 @@ Report = Callable[[int, int], None]
 
 
 @asynccontextmanager
-async def open_feed(journal: Journal, after: Place | None) -> "AsyncIterator[Feed]":
+async def open_feed(journal: Journal, after: Place | None, fetch: FetchChosen | None = None) -> "AsyncIterator[Feed]":
     """The feed behind `after`, or behind the journal's end as it is now.
 
+    With `fetch` it begins with a checkpoint, where there is one that is old enough; what was trimmed is left out of BEGINNING.
     Raises Invalid for a place that the journal has not reached, NoSpace, and what the journal raises.
     """
     tail = await journal.tail()
     start = Place(tail) if after is None else after
     if start.position > tail:
         raise Invalid(f"position {start.position} is not reached yet: the journal ends at {tail}")
-    tables = _open_private_tables()
+    beginning = await read_beginning(journal)
+    tables = await _open_private_tables(beginning, start, fetch)
     try:
-        yield Feed(tables, journal, start, tail)
+        yield Feed(tables, journal, start, tail, None if beginning is None else beginning.position)
     finally:
         tables.close()
 
 
 class Feed:
-    """Reads the journal from its beginning, which it takes to know paths, over a State of its own. `open_feed` makes it.
+    """Reads the journal from its beginning or a checkpoint, which it takes to know paths, over a State of its own.
+
+    `open_feed` makes it. `kept` is a position from which on the feed can be read though entries were trimmed.
 
     Every method raises Stale when entries that it needs were trimmed away, Corrupt for a damaged journal, and NoSpace where
     the directory for temporary files is full.
     """
 
-    def __init__(self, tables: Tables, journal: Journal, after: Place, tail: Position) -> None:
+    def __init__(self, tables: Tables, journal: Journal, after: Place, tail: Position, kept: Position | None) -> None:
         self._tables = tables
         self._journal = journal
         self._after = after
+        self._kept = kept
         self.tail = tail
 
     @property
@@ -105,7 +113,8 @@ class Feed:
         try:
             records = await self._journal.read(self.position, limit_bytes=READ_BYTES)
         except Stale as error:
-            raise Stale(f"the feed needs entries that are gone: {error}") from error
+            begin = "" if self._kept is None else f"; it can begin behind position {self._kept}"
+            raise Stale(f"the feed needs entries that are not kept any more: {error}{begin}") from error
         if records and records[0].position != self.position + 1:
             raise Corrupt(f"the journal has a gap: entry {records[0].position} follows {self.position}")
         return records
@@ -117,13 +126,26 @@ class Feed:
             self._tables.flush()
 
 
-def _open_private_tables() -> Tables:
-    """An empty State in a file that is nameless from the start, so that nothing is left however the process ends.
+async def _open_private_tables(beginning: Beginning | None, start: Place, fetch: FetchChosen | None) -> Tables:
+    """An empty State, or one that is in front of `start`, in a file that is nameless, so that nothing is left of it.
 
     It is never saved: SQLite keeps one transaction open, which goes to disk beyond the size of its cache.
     """
+
+    trimmed = beginning is not None and beginning.first > 1
+
+    def in_front(found: list[CheckpointKey]) -> list[CheckpointKey]:
+        last = start.position - (start.index < ALL)
+        return [key for key in reversed(found) if key.position <= last]
+
+    def oldest(found: list[CheckpointKey]) -> list[CheckpointKey]:
+        return [key for key in found if beginning is not None and key.position >= beginning.first - 1]
+
     with tempfile.TemporaryDirectory(prefix="agentfs-events-") as directory, _on_disk():
-        return open_tables(Path(directory) / "state.sqlite")
+        path, tables = Path(directory) / "state.sqlite", None
+        if beginning is not None and fetch is not None and (start.position or trimmed):
+            tables = await fetch(path, beginning, in_front if start.position else oldest)
+        return tables or open_tables(path)
 
 
 @contextmanager

@@ -51,6 +51,10 @@ class Files:
         """Whether something of the file is not committed. A hot path."""
         return ino in self._core.staging.files
 
+    def is_owed(self, ino: Ino) -> bool:
+        """Whether something that was written here to the file is not committed, or is not mirrored yet. A hot path."""
+        return ino in self._core.staging.files or self._core.committer.owes(ino)
+
     def ino_of(self, number: int) -> Ino:
         """The inode that a handle is open on, lost or not. Raises BadHandle."""
         return self._core.handles.ino_of(number)
@@ -123,7 +127,11 @@ class Files:
 
     async def sync_file(self, ino: Ino) -> None:
         """What letting go of a lock waits for: that what was written to the file is committed. Raises why it is not."""
-        await self._core.writeback.commit(ino)
+        core = self._core
+        await core.writeback.commit(ino)
+        inode = core.tables.inode(ino)
+        if inode is not None:
+            await core.committer.mirrored(min(inode.commit, core.tables.position))
 
     async def sync_directory(self) -> None:
         """fsync(2) of a directory: every operation on names before it is committed on return."""

@@ -19,6 +19,7 @@ from agentfs.model.ids import Ino
 from agentfs.model.inode import FILE_SIZE_MAX
 from agentfs.runtime import Runtime
 from agentfs.state.queries import foldable
+from agentfs.state.tables import Tables
 from agentfs.workspace.committer import Committer
 from agentfs.workspace.packer import ChunkAt, Packer, Piece
 
@@ -91,7 +92,7 @@ class Folding:
             for extent in found:
                 if extent.length + BODY_COST > room:
                     return bodies
-                version = self._cold_version(extent.ino)
+                version = cold_version(self._committer.tables, extent.ino, self._runtime.now_ns())
                 if version is None:
                     # The rest of the file need not be looked at.
                     self._after = (extent.ino, FILE_SIZE_MAX)
@@ -103,20 +104,20 @@ class Folding:
         self._after = _START
         return bodies
 
-    def _cold_version(self, ino: Ino) -> int | None:
-        """The version of a file that has not changed for COLD_SECONDS; None for one that has."""
-        inode = self._committer.tables.inode(ino)
-        if inode is None:
-            return None
-        # A stamp that lies in the future is of another host's clock, and says nothing.
-        age_ns = self._runtime.now_ns() - inode.ctime_ns
-        return inode.version if abs(age_ns) > COLD_SECONDS * 10**9 else None
-
     async def _fold(self, bodies: list[_Body]) -> None:
         found = await self._packer.place([Piece(body.extent.length, partial(bytes, body.extent.data)) for body in bodies])
         for start in range(0, len(bodies), STEP_EXTENTS):
             end = start + STEP_EXTENTS
             await self._committer.commit(list(_describe(bodies[start:end], found[start:end])))
+
+
+def cold_version(tables: Tables, ino: Ino, now_ns: int) -> int | None:
+    """The version of a file that has not changed for COLD_SECONDS; None for one that has."""
+    inode = tables.inode(ino)
+    if inode is None:
+        return None
+    # A stamp that lies in the future is of another host's clock, and says nothing.
+    return inode.version if abs(now_ns - inode.ctime_ns) > COLD_SECONDS * 10**9 else None
 
 
 def _describe(bodies: Sequence[_Body], found: Sequence[ChunkAt]) -> Iterator[AnyChange]:

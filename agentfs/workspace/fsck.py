@@ -4,6 +4,7 @@ It works on the entries up to the tail that it finds at its start, and changes n
 """
 
 import sqlite3
+import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from agentfs.model.ids import Position, ReplicaId
 from agentfs.model.replica import Replica
 from agentfs.runtime import Runtime
 from agentfs.state.apply import apply_entry
+from agentfs.state.checkpoint import CheckpointKey
 from agentfs.state.checksum import checksum
 from agentfs.state.tables import Tables, open_tables
+from agentfs.workspace.beginning import read_beginning
+from agentfs.workspace.fetching import FetchChosen
 from agentfs.workspace.findings import FINDINGS_MAX, Finding
 from agentfs.workspace.fsck_chunks import Report, check_chunks
 from agentfs.workspace.fsck_rules import check_rules
@@ -54,18 +58,20 @@ async def check_workspace(
     workspace: str,
     journal: Journal,
     open_stores: OpenStores,
+    fetch: FetchChosen,
     cache_dir: Path,
     runtime: Runtime,
     stage: Stage,
 ) -> Checked:
-    """Check the workspace of that id. `cache_dir` is where its mounts keep their State files.
+    """Check the workspace of that id. `cache_dir` is where its mounts keep their State files, `fetch` gets checkpoints.
 
     Raises what the journal raises when it cannot be read at all, and Invalid for entries in a newer format.
     """
     saved, findings = await runtime.in_thread(read_saved_states, cache_dir / workspace)
     # The tail is asked for after the State files, so that none of them can be ahead of it through a mount that ran beside.
     tail = await journal.tail()
-    tables = open_tables(None)
+    tables, more = await _begin(journal, fetch)
+    findings += more
     try:
         with stage("journal", "items") as report:
             replay = _Replay(tables, journal, tail, saved, report)
@@ -89,6 +95,33 @@ async def check_workspace(
         return Checked(findings, tables.position, len(saved))
     finally:
         tables.close()
+
+
+async def _begin(journal: Journal, fetch: FetchChosen) -> tuple[Tables, list[Finding]]:
+    """What the replay begins with: nothing, or if the first entries were trimmed the oldest checkpoint that they led to."""
+    try:
+        await journal.read(Position(0), limit_bytes=1)
+    except Stale as error:
+        reason = str(error)
+    except Corrupt:
+        # The replay will come to it.
+        return open_tables(None), []
+    else:
+        return open_tables(None), []
+    beginning = await read_beginning(journal)
+    if beginning is None:
+        return open_tables(None), []
+    first = beginning.first
+
+    def reached(found: list[CheckpointKey]) -> list[CheckpointKey]:
+        return [key for key in found if key.position >= first - 1]
+
+    with tempfile.TemporaryDirectory(prefix="agentfs-fsck-") as directory:
+        tables = await fetch(Path(directory) / "state.sqlite", beginning, reached)
+    if tables is None:
+        return open_tables(None), [Finding("journal", f"journal: no checkpoint can be read, and {reason}")]
+    message = f"entries in front of {first} were trimmed: what follows the checkpoint at position {tables.position} was checked"
+    return tables, [Finding("journal", message, "note")]
 
 
 class _Replay:

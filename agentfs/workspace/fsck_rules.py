@@ -168,6 +168,16 @@ _TOTALS: Final = [
         " WHERE uses != coalesce(e.total, 0)",
     ),
     _Rule(
+        "files are said to need {2} bytes of segment number {1}, they need {3}",
+        "SELECT 0, s.segment, live, coalesce(e.total, 0) FROM segments s LEFT JOIN"
+        " (SELECT segment, sum(stored * length / max(raw, 1)) AS total FROM extents GROUP BY segment) e USING (segment)"
+        " WHERE live != coalesce(e.total, 0)",
+    ),
+    _Rule(
+        "segment {1} is said to be collected, and is known",
+        "SELECT 0, lower(hex(name)) FROM collected WHERE name IN (SELECT name FROM segments)",
+    ),
+    _Rule(
         "replica {1} lacks segment number {2} of {3} bytes, and is not said to",
         f"SELECT 0, r.replica, s.segment, s.size FROM ({_MEMBERS}) r JOIN segments s ON s.uses > 0 WHERE NOT EXISTS"
         " (SELECT 1 FROM placed WHERE segment = s.segment AND replica = r.replica) AND NOT EXISTS"

@@ -74,11 +74,13 @@ class Names:
             mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
         # With others about, a name that seems free may be theirs: then their file is opened, as on a local disk.
         wait = wait or core.tables.has_company(core.committer.session)
+        # That a file was made is for its close to promise.
+        send = self._submit_soon if not wait else core.committer.decide if stat.S_ISREG(mode) else core.committer.commit
 
         async def attempt() -> Inode:
             ino = core.new_ino()
             change = Make(parent, name, ino, mode, uid, gid, rdev, target, core.runtime.now_ns())
-            await (core.committer.commit([change]) if wait else self._submit(change))
+            await send([change])
             return core.inode(ino)
 
         return await self._decided(attempt)
@@ -102,7 +104,7 @@ class Names:
             # What others did before this call is what is removed, although it does not wait for the journal afterwards.
             await core.follower.reach_tail()
         inode = self.look_up(parent, name)
-        await self._submit(Unlink(parent, name, inode.ino, core.handles.is_open(inode.ino), core.runtime.now_ns()))
+        await self._submit_soon([Unlink(parent, name, inode.ino, core.handles.is_open(inode.ino), core.runtime.now_ns())])
         self._gone(inode)
 
     async def rmdir(self, parent: Ino, name: bytes) -> None:
@@ -174,9 +176,9 @@ class Names:
                 raise
         return await attempt()
 
-    async def _submit(self, change: AnyChange) -> None:
+    async def _submit_soon(self, changes: list[AnyChange]) -> None:
         await self._core.committer.throttle()
-        self._core.committer.submit([change])
+        self._core.committer.submit(changes)
 
     def _gone(self, before: Inode) -> None:
         """After a removal: what the kernel may still ask about an inode that is gone, and what was staged of it."""

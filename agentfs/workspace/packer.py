@@ -16,9 +16,10 @@ from agentfs.chunks.contract import ChunkStore
 from agentfs.chunks.segment import Segment, SegmentBuilder
 from agentfs.model.errors import AgentfsError, Corrupt, Unavailable
 from agentfs.model.extents import SEGMENT_MAX, Chunk
+from agentfs.model.ids import Position
 from agentfs.runtime import Runtime
 from agentfs.workspace.committer import Committer
-from agentfs.workspace.placements import Placement, Placements, Replicas
+from agentfs.workspace.placements import Beginning, Placement, Placements, Replicas
 
 PUTS_MAX = 4
 """Segments being built or put at once."""
@@ -86,6 +87,11 @@ class Packer:
     def reachable(self) -> bool:
         """Whether the replicas took the last segment that they were given."""
         return self._replicas.reachable
+
+    @property
+    def calm(self) -> bool:
+        """Whether they took it, and nothing is under way of which nobody knows yet whether they will."""
+        return self.reachable and not self._orders
 
     async def place(self, pieces: Sequence[Piece]) -> list[ChunkAt]:
         """Put pieces into segments that the replicas hold when this returns; say where each is, in their order.
@@ -161,17 +167,18 @@ class Packer:
                 while not self._queue:
                     self._came = trio.Event() if self._came.is_set() else self._came
                     await self._came.wait()
-                built = await self._build(self._claim())
+                beginning = self._placements.begin()
+                built = await self._build(self._claim(), beginning)
             if built.segment is not None:
-                await self._put(built.segment, built.chunks)
+                await self._put(built.segment, built.chunks, beginning.since)
 
-    async def _build(self, claims: "list[_Claim]") -> "_Built":
+    async def _build(self, claims: "list[_Claim]", beginning: Beginning) -> "_Built":
         """Build one segment; what did not fit goes back to the queue's head."""
         orders = dict.fromkeys(claim.order for claim in claims)
         for order in orders:
             order.readers += 1
         try:
-            built = await self._runtime.in_thread(_fill, claims)
+            built = await self._runtime.in_thread(_fill, claims, beginning.epoch)
         finally:
             for order in orders:
                 order.readers -= 1
@@ -183,10 +190,10 @@ class Packer:
             self._enqueue(order, [claim.number for claim in left if claim.order is order])
         return built
 
-    async def _put(self, segment: Segment, chunks: "list[tuple[_Claim, Chunk]]") -> None:
+    async def _put(self, segment: Segment, chunks: "list[tuple[_Claim, Chunk]]", since: Position) -> None:
         began = self._runtime.boottime()
         try:
-            placement = await self._placements.put(segment)
+            placement = await self._placements.put(segment, since)
         except AgentfsError as error:
             for claim, _ in chunks:
                 self._fail(claim.order, error)
@@ -266,9 +273,12 @@ class _Built(NamedTuple):
     unreadable: list[tuple[_Order, AgentfsError]]
 
 
-def _fill(claims: list[_Claim]) -> _Built:
+def _fill(claims: list[_Claim], epoch: Position) -> _Built:
     """Fill one segment with the first of the claims that fit. It runs in a thread."""
     builder = SegmentBuilder()
+    if epoch:
+        # A chunk that no file refers to: all that it does is make the name another one.
+        builder.add(b"epoch %d" % epoch)
     chunks: list[tuple[_Claim, Chunk]] = []
     unreadable: list[tuple[_Order, AgentfsError]] = []
     taken = 0

@@ -13,7 +13,10 @@ from agentfs.runtime import Runtime
 from agentfs.state.apply import Outcome
 from agentfs.state.rows import Undo
 from agentfs.state.tables import Tables
+from agentfs.workspace.checkpoints import Checkpoints
+from agentfs.workspace.collecting import Collecting
 from agentfs.workspace.committer import Committer
+from agentfs.workspace.compaction import Compaction
 from agentfs.workspace.core import Core
 from agentfs.workspace.filling import Filling
 from agentfs.workspace.folding import Folding
@@ -25,6 +28,8 @@ from agentfs.workspace.kernel import Kernel
 from agentfs.workspace.locks import Locks
 from agentfs.workspace.members import Members
 from agentfs.workspace.membership import Membership
+from agentfs.workspace.mirror import Mirror
+from agentfs.workspace.mirror_filling import MirrorFilling
 from agentfs.workspace.packer import open_packer
 from agentfs.workspace.reader import Reader
 from agentfs.workspace.seat import Seat
@@ -32,7 +37,8 @@ from agentfs.workspace.session import Registration
 from agentfs.workspace.settings import Settings
 from agentfs.workspace.staging import Staging
 from agentfs.workspace.storage import Storage
-from agentfs.workspace.upkeep import Upkeep
+from agentfs.workspace.trimming import JournalTrimming, Trimming
+from agentfs.workspace.upkeep import Chore, Upkeep
 from agentfs.workspace.writeback import Writeback
 
 
@@ -43,6 +49,7 @@ class Parts:
     heartbeat: Heartbeat
     judge: Judge
     locks: Locks
+    mirror: Mirror
 
 
 @asynccontextmanager
@@ -56,6 +63,7 @@ async def open_parts(
     storage: Storage,
     kernel: Kernel,
     runtime: Runtime,
+    journal_replicated: bool = False,
 ) -> AsyncIterator[tuple[Core, Parts]]:
     """Everything between a registered session and its operations, with its tasks running; not drained on leaving."""
     staging = Staging(seat.staging_path, runtime.boottime)
@@ -106,30 +114,85 @@ async def open_parts(
                 identity=settings.identity,
                 runtime=runtime,
             )
+            mirror = _make_mirror(core, storage, settings, journal, waits=not journal_replicated)
+            mirror_filling = MirrorFilling(mirror, journal, storage.replicas, runtime)
             members = Members(tables, storage.replicas, storage.stores.open, runtime)
             filling = Filling(committer, storage.replicas, runtime)
-            upkeep = Upkeep(committer, [filling, Folding(committer, packer, runtime)], runtime, lapsed=lambda: heartbeat.lapsed)
+            checkpoints = Checkpoints(committer, journal, storage.replicas, seat.state_path, runtime)
+            trimming = Trimming(storage.replicas, lambda: checkpoints.newest, runtime)
+            checkpoints.on_found = trimming.found
+            journal_trimming = JournalTrimming(journal, tables, runtime, checkpoints.trimmed)
+            checkpoints.on_older = journal_trimming.want
+            moving = (Folding(committer, packer, runtime), Compaction(committer, packer, storage.chunks, runtime))
+            collecting = Collecting(committer, storage.chunks, runtime, mirrored=lambda: mirror.position)
+            chores: list[Chore] = [filling, mirror_filling, *moving, checkpoints, trimming, collecting]
+            upkeep = Upkeep(committer, chores, runtime, lapsed=lambda: heartbeat.lapsed)
             _connect(core, locks, heartbeat, membership, kernel)
-            _connect_upkeep(core, storage, members, filling, upkeep)
+            _connect_upkeep(core, storage, members, filling, trimming, upkeep)
+            _connect_mirror(storage, mirror, mirror_filling, upkeep)
+            if settings.identity.upkeep:
+                nursery.start_soon(mirror.run)
             own = (committer.run, writeback.run, follower.run, heartbeat.run, heartbeat.watch)
-            for task in (*own, judge.run, membership.run, members.run, upkeep.run):
+            for task in (*own, judge.run, membership.run, members.run, upkeep.run, journal_trimming.run):
                 nursery.start_soon(task)
-            yield core, Parts(heartbeat, judge, locks)
+            yield core, Parts(heartbeat, judge, locks, mirror)
             nursery.cancel_scope.cancel()
     finally:
         staging.close()
 
 
-def _connect_upkeep(core: Core, storage: Storage, members: Members, filling: Filling, upkeep: Upkeep) -> None:
+def _connect_upkeep(
+    core: Core, storage: Storage, members: Members, filling: Filling, trimming: Trimming, upkeep: Upkeep
+) -> None:
     """Who is told of replicas that come, go, and come back."""
 
     def returned(replica: ReplicaId) -> None:
         filling.returned(replica)
+        trimming.returned(replica)
+        upkeep.wake()
+
+    def changed() -> None:
+        trimming.found()
         upkeep.wake()
 
     core.tables.on_replicas = members.changed
-    members.on_changed = upkeep.wake
+    members.on_changed = changed
     storage.replicas.on_returned = returned
+
+
+def _make_mirror(core: Core, storage: Storage, settings: Settings, journal: Journal, *, waits: bool) -> Mirror:
+    """The mirror; that of a mount which may have no right to put anything into the replicas waits for nothing."""
+    waits = waits and settings.identity.upkeep
+    timeout = settings.put_timeout_seconds
+    mirror = Mirror(journal, storage.replicas, core.tables.position, core.runtime, waits=waits, timeout_seconds=timeout)
+    mirror.read_only_when_unreachable = settings.unreachable == "erofs"
+
+    def grow(old: str | None, new: str, body: bytes) -> list[ReplicaId] | None:
+        members = list(storage.replicas.stores)
+        return members if storage.stores.grow(members, old, new, body) else None
+
+    mirror.grow = grow
+    core.committer.mirror = mirror
+    core.committer.promises = core.wait_for_close
+    return mirror
+
+
+def _connect_mirror(storage: Storage, mirror: Mirror, filling: MirrorFilling, upkeep: Upkeep) -> None:
+    """The mirror, too, is told of replicas that come back and of puts that come late."""
+    segment_straggled, segments_returned = storage.replicas.on_straggler, storage.replicas.on_returned
+
+    def straggled(key: str, replica: ReplicaId) -> None:
+        mirror.straggled(key, replica)
+        if segment_straggled is not None:
+            segment_straggled(key, replica)
+
+    def returned(replica: ReplicaId) -> None:
+        filling.returned(replica)
+        mirror.wake()
+        segments_returned(replica)
+
+    mirror.elected = lambda: upkeep.elected
+    storage.replicas.on_straggler, storage.replicas.on_returned = straggled, returned
 
 
 def _connect(core: Core, locks: Locks, heartbeat: Heartbeat, membership: Membership, kernel: Kernel) -> None:

@@ -6,7 +6,7 @@ later is recorded in a transaction of its own, together with all that come withi
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 import trio
@@ -15,7 +15,7 @@ from agentfs.chunks.contract import ChunkStore
 from agentfs.chunks.segment import Segment, segment_name
 from agentfs.model.changes import AddSegment, Placed
 from agentfs.model.errors import AgentfsError
-from agentfs.model.ids import ReplicaId
+from agentfs.model.ids import Position, ReplicaId
 from agentfs.runtime import Runtime
 from agentfs.workspace.committer import Committer
 
@@ -47,19 +47,33 @@ class Replicas(ChunkStore, Protocol):
 
 
 class Placement:
-    """A segment that enough replicas hold: its name, size in bytes, when it was put, and the replicas that hold it so far."""
+    """A segment that enough replicas hold: its name, size in bytes, when it was put, and the replicas that hold it so far.
 
-    __slots__ = ("name", "replicas", "size", "time_ns")
+    `since`: the last entry that was applied before it was begun.
+    """
 
-    def __init__(self, name: bytes, size: int, time_ns: int) -> None:
+    __slots__ = ("name", "replicas", "since", "size", "time_ns")
+
+    def __init__(self, name: bytes, size: int, time_ns: int, since: Position) -> None:
         self.name = name
         self.size = size
         self.time_ns = time_ns
+        self.since = since
         self.replicas: set[ReplicaId] = set()
 
     def naming(self) -> AddSegment:
         """The change that makes the segment known: every transaction with chunks in it begins with this."""
-        return AddSegment(self.name, self.size, sorted(self.replicas), self.time_ns)
+        return AddSegment(self.name, self.size, sorted(self.replicas), self.time_ns, self.since)
+
+
+class Beginning(NamedTuple):
+    """The last entry applied before a segment is built, and the last one that collected anything: its epoch.
+
+    The same bytes make another segment, of another name, in each epoch: so what is deleted is never what was put later.
+    """
+
+    since: Position
+    epoch: Position
 
 
 class Placements:
@@ -74,16 +88,21 @@ class Placements:
         self._stragglers: dict[Placed, None] = {}
         self._came = trio.Event()
 
-    async def put(self, segment: Segment) -> Placement:
+    def begin(self) -> Beginning:
+        """What has to be known before a segment is built."""
+        tables = self._committer.tables
+        return Beginning(tables.position, Position(tables.counters["collected"]))
+
+    async def put(self, segment: Segment, since: Position) -> Placement:
         """Put a segment, also one that State knows: who writes the same bytes again may be mending a damaged file.
 
-        Raises as the contract of stores says.
+        `since`: the position as of its beginning. Raises as the contract of stores says.
         """
         name = segment.name
         await self._store.put(segment.key, segment.body)
         holders = self._replicas.placed(segment.key)
         # Another may have put the same bytes meanwhile: then what it was told of the replicas is known to both.
-        placement = self._recent.get(name) or Placement(name, len(segment.body), self._runtime.now_ns())
+        placement = self._recent.get(name) or Placement(name, len(segment.body), self._runtime.now_ns(), since)
         placement.replicas.update(holders)
         self._recent[name] = placement
         self._recent.move_to_end(name)

@@ -10,11 +10,11 @@ import structlog
 import trio
 
 from agentfs.journal.contract import Journal
-from agentfs.model.changes import CloseSession
+from agentfs.model.changes import AddSegment, CloseSession, Truncate, Write
 from agentfs.model.codec import encode_entry
 from agentfs.model.entry import Entry, Transaction
 from agentfs.model.errors import AgentfsError, Fenced
-from agentfs.model.ids import SessionId, TxnNumber
+from agentfs.model.ids import Ino, SessionId, TxnNumber
 from agentfs.model.session import FENCED, OPEN
 from agentfs.runtime import Runtime
 from agentfs.state.tables import Tables
@@ -26,7 +26,7 @@ from agentfs.workspace.placements import Replicas
 from agentfs.workspace.replay import replay
 from agentfs.workspace.seat import Seat, boot_id
 from agentfs.workspace.staging import Staging
-from agentfs.workspace.staging_log import Frozen, read_staging_log
+from agentfs.workspace.staging_log import Frozen, Withdrawn, read_staging_log
 from agentfs.workspace.writeback import Writeback
 
 _log = structlog.get_logger()
@@ -41,8 +41,14 @@ async def recover(seat: Seat, tables: Tables, journal: Journal, replicas: Replic
     if owner is None:
         seat.clear()
         return
-    session = tables.sessions.get(owner.session)
     left = _read(seat)
+    if owner.incarnation != seat.incarnation:
+        # The journal was lost since: there the number is another session's, or nobody's.
+        if left.submitted or left.files:
+            _set_aside(seat, owner.session)
+        seat.clear()
+        return
+    session = tables.sessions.get(owner.session)
     resend = [transaction for number, transaction in sorted(left.submitted.items()) if session and number > session.seen]
     if session is None or session.standing != OPEN or owner.boot != boot_id():
         if resend or left.files:
@@ -51,6 +57,7 @@ async def recover(seat: Seat, tables: Tables, journal: Journal, replicas: Replic
             await _close(tables, journal, owner.session, runtime)
         seat.clear()
         return
+    resend = _without_late(tables, resend, left)
     try:
         await _append(tables, journal, owner.session, resend, runtime)
         await _commit_staged(seat, left, tables, journal, owner.session, replicas, runtime)
@@ -68,6 +75,29 @@ def _set_aside(seat: Seat, session: SessionId) -> None:
     folder = seat.set_aside(session)
     seat.staging_path.mkdir(mode=0o700)
     _log.error("staged_data_set_aside", folder=str(folder), session=session)
+
+
+def _without_late(tables: Tables, transactions: list[Transaction], left: LeftOver) -> list[Transaction]:
+    """Transactions but for those that name a segment which was collected since it was put: they would be refused.
+
+    Their bytes are staged still, and are put once more with the others; and so are those that were written to the same files
+    after them, so that the order stays.
+    """
+    again: set[Ino] = set()
+    kept, late = [], []
+    for transaction in transactions:
+        written = {change.ino for change in transaction.changes if isinstance(change, Write | Truncate)}
+        named = [change for change in transaction.changes if isinstance(change, AddSegment)]
+        if written & again or any(tables.may_be_collected(change.name, change.since) for change in named):
+            again |= written
+            late.append(transaction)
+        else:
+            kept.append(transaction)
+    # Each is laid below what was withdrawn before it.
+    for transaction in reversed(late):
+        left.take(Withdrawn(transaction.number))
+    left.finish()
+    return kept
 
 
 def _read(seat: Seat) -> LeftOver:

@@ -73,6 +73,9 @@ class ReplicaSet:
     def _state(self, number: ReplicaId, url: str) -> ReplicaStatus:
         lacks, health = self.missing(number), self._storage.replicas.health().get(number)
         requests = self._storage.stores.requests(number)
+        mirror = self._core.committer.mirror
+        mirrored = None if mirror is None else mirror.holdings.position(number)
+        mirror_lag = None if mirror is None or mirrored is None else mirror.lag_seconds(mirrored)
         lag_ns = None if lacks.since_ns is None else max(0, self._core.runtime.now_ns() - lacks.since_ns)
         return ReplicaStatus(
             replica=number,
@@ -86,4 +89,7 @@ class ReplicaSet:
             outstanding=0 if health is None else health.outstanding,
             last_error="it cannot be opened here: the log says why" if health is None else health.last_error,
             requests=None if requests is None else RequestCounts(**dataclasses.asdict(requests)),
+            mirrored=mirrored,
+            mirror_lag=None if mirrored is None else max(0, self._core.tables.position - mirrored),
+            mirror_lag_seconds=None if mirror_lag is None else round(mirror_lag, 3),
         )

@@ -26,10 +26,14 @@ _log = structlog.get_logger()
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """The session that staged what lies in a seat, and the machine's boot it did so in."""
+    """The session that staged what lies in a seat, the machine's boot it did so in, and the journal's line it was a session of.
+
+    After a recovery of the workspace the number of a session that was lost in it may be another one's.
+    """
 
     session: SessionId
     boot: str
+    incarnation: str = ""
 
 
 class Seat:
@@ -40,6 +44,8 @@ class Seat:
         self.state_path = path / "state.sqlite"
         self.staging_path = path / "staging"
         self._owner_path = path / _OWNER
+        # The journal's line that State is of, once that is open.
+        self.incarnation = ""
 
     def owner(self) -> Owner | None:
         """Who staged what is here, None in a seat that was left in good order."""
@@ -63,7 +69,7 @@ class Seat:
         """Say that what is staged here from now on belongs to `session`. Raises NoSpace, Unavailable."""
         temporary = self._owner_path.with_suffix(".tmp")
         try:
-            temporary.write_bytes(msgspec.json.encode(Owner(session, boot_id())))
+            temporary.write_bytes(msgspec.json.encode(Owner(session, boot_id(), self.incarnation)))
             temporary.replace(self._owner_path)
         except OSError as error:
             raise _disk_error(self.path, error) from error

@@ -39,6 +39,9 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     been up. `latency_seconds`: of recent small reads; None where there were none. `lag_seconds`: the age of the oldest segment
     that it lacks; None if that is not known. `outstanding`: puts that nobody waits for any more.
     `requests`: None where they are not counted.
+    `mirrored`: up to which position it holds every entry of the journal; `mirror_lag` how many are missing, and
+    `mirror_lag_seconds` the age of the first of them. None where this mount does not know: the mount that does the chores does,
+    once it has looked.
     """
 
     replica: int
@@ -52,6 +55,9 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     outstanding: int
     last_error: str
     requests: RequestCounts | None
+    mirrored: int | None = None
+    mirror_lag: int | None = None
+    mirror_lag_seconds: float | None = None
 
 
 class EdgeCacheStatus(msgspec.Struct, frozen=True, kw_only=True):

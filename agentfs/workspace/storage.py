@@ -1,6 +1,6 @@
 """What a mount reads and writes through: chunk stores, stacked over the stores of the workspace's replicas."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -35,13 +35,15 @@ class Opened(NamedTuple):
     """A replica's store.
 
     `far`: worth a cache on disk. `check` raises why it cannot be used. `requests`: what it was asked so far, where that is
-    counted.
+    counted. `grow` adds bytes to an object, or to nothing, and gives it another key, at once and as safe as the journal is; it
+    says whether it did. That is there where the replica may lie beside the journal.
     """
 
     store: ChunkStore
     far: bool = False
     check: Callable[[], Awaitable[None]] | None = None
     requests: "Callable[[], Requests] | None" = None
+    grow: Callable[[str | None, str, bytes], bool] | None = None
 
 
 OpenStore = Callable[[Replica], Opened]
@@ -89,6 +91,11 @@ class Stores:
         if len(self._opened) - len(refusals) < needed:
             reasons = "; ".join(f"replica {replica}: {reason}" for replica, reason in sorted(refusals.items()))
             raise Denied(f"too few replicas can be used: {reasons}")
+
+    def grow(self, replicas: Iterable[ReplicaId], old: str | None, new: str, body: bytes) -> bool:
+        """Let an object grow in all of these replicas, at once; whether that was done in every one. A hot path."""
+        opened = [self._opened.get(replica) for replica in replicas]
+        return all(each is not None and each.grow is not None and each.grow(old, new, body) for each in opened)
 
     def requests(self, replica: ReplicaId) -> "Requests | None":
         """What a replica's store was asked so far; None where that is not counted."""

@@ -9,18 +9,18 @@ import structlog
 
 from agentfs.chunks.contract import Capacity
 from agentfs.journal.contract import Journal
-from agentfs.model.changes import Found
-from agentfs.model.codec import decode_entry
 from agentfs.model.entry import Entry
-from agentfs.model.errors import AgentfsError, Busy, Invalid, IsDirectory
-from agentfs.model.ids import Ino, Position, SessionId
+from agentfs.model.errors import AgentfsError, Busy, IsDirectory
+from agentfs.model.ids import Ino, SessionId
 from agentfs.model.session import OPEN
 from agentfs.runtime import Runtime
 from agentfs.state.apply import Outcome
 from agentfs.state.rows import Undo
 from agentfs.state.tables import Tables
 from agentfs.workspace.attributes import Attributes
+from agentfs.workspace.beginning import identify, read_beginning
 from agentfs.workspace.core import Core
+from agentfs.workspace.fetching import fetch_state
 from agentfs.workspace.files import Files
 from agentfs.workspace.kernel import Kernel, NoKernel
 from agentfs.workspace.lock_list import LockList
@@ -79,6 +79,7 @@ class Workspace:
         self._heartbeat = parts.heartbeat
         self._judge = parts.judge
         self.locks = parts.locks
+        self.mirror = parts.mirror
         self._lock_list = LockList(core.tables, parts.locks, lambda: core.committer.session, self.ttl_of, core.runtime)
         self._found = found
         self._storage = storage
@@ -177,9 +178,15 @@ class Workspace:
         try:
             await core.committer.sync()
         except AgentfsError as error:
-            failed.append(f"changes that are not in the journal: {error}")
+            where = "are not in the journal" if core.committer.pending else "too few replicas have"
+            failed.append(f"changes that {where}: {error}")
         await core.pause_replay()
         return failed
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether nothing is staged or pending, but for files without a name."""
+        return not self._unsaved() and not self._core.committer.pending
 
     def status(self) -> WorkspaceStatus:
         """What `agentfs status` shows."""
@@ -279,13 +286,22 @@ async def open_workspace(
     settings: Settings,
     runtime: Runtime,
     kernel: Kernel | None = None,
+    journal_replicated: bool = False,
 ) -> AsyncIterator[Workspace]:
     """Bring State up to the journal's tail, recover what a killed mount left, register a session, and serve.
 
     `open_store` opens the replicas that State names. On the way out everything is drained; what could not be stays staged for
-    the next mount. `kernel` is told what other mounts change.
+    the next mount. `kernel` is told what other mounts change. `journal_replicated`: the journal itself outlives any machine, so
+    that nobody waits for its mirror in the replicas.
     """
-    async with open_seat_and_state(journal, cache_dir, recovers=not settings.offline) as (seat, tables):
+    opening = open_seat_and_state(
+        journal,
+        cache_dir,
+        open_store=None if settings.offline else open_store,
+        runtime=runtime,
+        recovers=not settings.offline,
+    )
+    async with opening as (seat, tables):
         async with open_storage(tables, open_store, settings, cache_dir, runtime) as storage:
             await recover(seat, tables, journal, storage.replicas, runtime)
             registration = await open_session(tables, journal, runtime, settings.identity)
@@ -299,6 +315,7 @@ async def open_workspace(
                 storage=storage,
                 kernel=kernel or NoKernel(),
                 runtime=runtime,
+                journal_replicated=journal_replicated,
             )
             async with serving as (core, parts):
                 workspace = Workspace(core, parts, storage, seat.path.parent)
@@ -309,30 +326,33 @@ async def open_workspace(
 
 
 @asynccontextmanager
-async def open_seat_and_state(journal: Journal, cache_dir: Path, *, recovers: bool) -> AsyncIterator[tuple[Seat, Tables]]:
+async def open_seat_and_state(
+    journal: Journal, cache_dir: Path, *, open_store: OpenStore | None, runtime: Runtime, recovers: bool
+) -> AsyncIterator[tuple[Seat, Tables]]:
     """A free seat, and State at the journal's tail in it; without `recovers` a seat that nothing was left in.
 
-    Raises Busy, Denied and NoSpace for the cache directory, Invalid and Corrupt for the journal.
+    Where a seat has no State that can be gone on with, it begins with a checkpoint, from the stores that `open_store` opens;
+    without it, or if none can be had, with the journal's first entry. Raises Busy, Denied and NoSpace for the cache directory,
+    Invalid and Corrupt for the journal, and Unavailable where there is neither.
     """
-    found = await _first_change(journal)
-    with open_seat(cache_dir / found.workspace, recovers=recovers) as seat:
+    beginning = await read_beginning(journal)
+    identity = await identify(journal, beginning)
+
+    async def fetch(path: Path) -> Tables | None:
+        if beginning is None or open_store is None:
+            return None
+        return await fetch_state(path, beginning, open_store, runtime)
+
+    with open_seat(cache_dir / identity.workspace, recovers=recovers) as seat:
         if not seat.same_boot():
             # A State is written without fsync: after a power cut it need not be whole, and the journal has all of it.
             remove_state(seat.state_path)
-        tables = await open_state(seat.state_path, journal)
+        tables = await open_state(seat.state_path, journal, beginning, fetch)
+        seat.incarnation = tables.incarnation
         try:
             yield seat, tables
         finally:
             tables.close()
-
-
-async def _first_change(journal: Journal) -> Found:
-    records = await journal.read(Position(0), limit_bytes=1)
-    if records:
-        for change in decode_entry(records[0].payload).transactions[0].changes:
-            if isinstance(change, Found):
-                return change
-    raise Invalid("the journal holds no workspace: its first entry is missing")
 
 
 async def _leave(workspace: Workspace, core: Core, journal: Journal) -> bool:
@@ -340,6 +360,13 @@ async def _leave(workspace: Workspace, core: Core, journal: Journal) -> bool:
     failed = await workspace.drain()
     for line in failed:
         _log.error("not_drained", what=line)
-    closed = not failed and await close_session(core.committer, journal)
+    finishes = workspace.mirror.is_finisher
+    # What is in the journal, and in too few replicas, is not staged any more: nobody could send it again.
+    closed = workspace.is_saved and await close_session(core.committer, journal)
+    if closed and finishes and not failed:
+        try:
+            await workspace.mirror.finish()
+        except AgentfsError as error:
+            _log.warning("mirror_not_finished", reason=str(error))
     core.committer.save()
     return not closed

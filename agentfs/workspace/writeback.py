@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from agentfs.model.changes import AnyChange, ChunkRun, InlineRun, SetAttr, Truncate, Write
-from agentfs.model.errors import AgentfsError, Fenced, NoSpace, ReadOnly, Unavailable
+from agentfs.model.errors import AgentfsError, Collected, Fenced, NoSpace, ReadOnly, Unavailable
 from agentfs.model.extents import CHUNK_MAX, INLINE_MAX, SEGMENT_MAX
 from agentfs.model.ids import Ino
 from agentfs.runtime import Runtime
@@ -35,6 +35,12 @@ CROWD = 192
 
 CROWD_BYTES = SEGMENT_MAX - (SEGMENT_MAX >> 4)
 """Bytes of many files that fill a segment: so much is committed at once, and what is left waits for more."""
+
+REMAINDER_MAX = 1 << 20
+"""Bytes of files too large to go inline that do so all the same where a background commit has no more of them.
+
+A segment of its own would cost a put for every second in which something is written, and a get for ever.
+"""
 
 CROWD_SECONDS = 0.02
 """How long it takes until the crowd is looked at again."""
@@ -74,9 +80,10 @@ class Writeback:
         """Whether nothing more is to be staged now. A hot path."""
         return self.read_only_when_unreachable and not self._packer.reachable
 
-    async def commit(self, ino: Ino) -> None:
+    async def commit(self, ino: Ino, *, inline_max: int = INLINE_MAX) -> None:
         """Commit what is staged of a file, and return once the journal has it. Raises why it could not be.
 
+        Up to `inline_max` bytes of it, by layers, travel in the entry.
         After a failure what was staged stays staged, and goes out with the next commit, which `run` tries after a while. A file
         without a name is not committed: nobody could ever ask for it.
         """
@@ -84,7 +91,12 @@ class Writeback:
         if file is None:
             return
         try:
-            await self._commit(file)
+            try:
+                await self._commit(file, inline_max)
+            except Collected:
+                # What was put is gone, and what it was made of is staged still: it is put again once that is settled.
+                await self._committer.sync()
+                await self._commit(file, inline_max)
         except AgentfsError as error:
             self._last_error = error
             self._backoff.failed(ino, error)
@@ -113,10 +125,10 @@ class Writeback:
             for ino in inos:
                 nursery.start_soon(commit, ino)
 
-    async def _commit(self, file: DirtyFile) -> None:
+    async def _commit(self, file: DirtyFile, inline_max: int) -> None:
         async with file.commit_order:
             try:
-                layers = await self._send(file)
+                layers = await self._send(file, inline_max)
             finally:
                 if self._staging.is_discarded(file):
                     self._staging.give_up(file)
@@ -128,17 +140,17 @@ class Writeback:
         elif under_way and under_way[-1] is not None:
             await self._committer.settled(under_way[-1])
 
-    async def _send(self, file: DirtyFile) -> list[Layer]:
+    async def _send(self, file: DirtyFile, inline_max: int) -> list[Layer]:
         """Submit what is staged and not sent; return the layers that the transaction covers, none if there was nothing."""
         await self._committer.registered()
         if not self._has_name(file.ino):
             return []
         await self._forget_landed(file)
         # As long as what failed before fails again, nothing more is frozen: each layer holds a descriptor.
-        built = await self._build_unsent(file, {})
+        built = await self._build_unsent(file, {}, inline_max)
         if self._staging.is_discarded(file) or not self._staging.freeze(file):
             return []
-        return await self._submit(file, built)
+        return await self._submit(file, built, inline_max)
 
     def _has_name(self, ino: Ino) -> bool:
         inode = self._committer.tables.inode(ino)
@@ -156,12 +168,12 @@ class Writeback:
                 self._committer.withdraw(layer.pending)
                 layer.pending = None
 
-    async def _submit(self, file: DirtyFile, built: dict[Layer, _Built]) -> list[Layer]:
+    async def _submit(self, file: DirtyFile, built: dict[Layer, _Built], inline_max: int) -> list[Layer]:
         """Put the segments of what is frozen and submit the transaction that names them; return the layers it covers.
 
         `built` are the layers whose segments are in the replicas already.
         """
-        built = await self._build_unsent(file, built)
+        built = await self._build_unsent(file, built, inline_max)
         await self._committer.registered()
         if file.set_aside:
             raise Fenced("the lock under which this was written was lost")
@@ -190,20 +202,20 @@ class Writeback:
         if not self._committer.pending:
             self._staging.empty_log()
 
-    async def _build_unsent(self, file: DirtyFile, built: dict[Layer, _Built]) -> dict[Layer, _Built]:
+    async def _build_unsent(self, file: DirtyFile, built: dict[Layer, _Built], inline_max: int) -> dict[Layer, _Built]:
         """Build what is frozen, not sent and not in `built`, and return all."""
         # While segments are put, an older commit of the file may fail: then its layers come first again, below the newer ones.
         while missing := [layer for layer in file.unsent if layer not in built]:
             for layer in missing:
-                built[layer] = await self._build(layer)
+                built[layer] = await self._build(layer, inline_max)
         return built
 
-    async def _build(self, layer: Layer) -> _Built:
+    async def _build(self, layer: Layer, inline_max: int) -> _Built:
         """Make runs of a layer's bytes: inline ones, or chunks in segments that the replicas hold when this returns."""
-        ranges = list(layer.ranges)
-        if layer.ranges.total <= INLINE_MAX:
-            return _Built([InlineRun(start, _read(layer.fd, start, end - start)) for start, end in ranges], [])
-        spans = [(low, min(low + CHUNK_MAX, end)) for start, end in ranges for low in range(start, end, CHUNK_MAX)]
+        if layer.ranges.total <= inline_max:
+            spans = _spans(layer, INLINE_MAX)
+            return _Built([InlineRun(low, _read(layer.fd, low, high - low)) for low, high in spans], [])
+        spans = _spans(layer, CHUNK_MAX)
         pieces = [Piece(high - low, partial(_read, layer.fd, low, high - low)) for low, high in spans]
         try:
             found = await self._packer.place(pieces)
@@ -226,8 +238,10 @@ class Writeback:
         """Commit files whose changes have become old, or that are too many, until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
-                for file in self._due():
-                    nursery.start_soon(self._commit_behind, file.ino)
+                due = self._due()
+                inline_max = self._inline_max(due)
+                for file in due:
+                    nursery.start_soon(self._commit_behind, file.ino, inline_max)
                 try:
                     self._staging.compact_log(self._committer.transactions)
                 except AgentfsError as error:
@@ -249,16 +263,26 @@ class Writeback:
             return waiting
         return _whole_segments(waiting) if len(waiting) >= CROWD else []
 
+    def _inline_max(self, files: list[DirtyFile]) -> int:
+        """Up to what size files go inline that are committed together: further than usual where no segment is worth its put.
+
+        Not to get round replicas that cannot be reached, or take no more: the journal is not there to hold what they should.
+        """
+        sizes = [size for size in map(_unsent_bytes, files) if size > INLINE_MAX]
+        if not sizes or sum(sizes) > REMAINDER_MAX or not self._packer.calm or self._backoff.any_failed:
+            return INLINE_MAX
+        return max(sizes)
+
     def _waits(self, file: DirtyFile) -> bool:
         """Whether a file has changes that no commit is about, and may be committed."""
         if file.commit_order.locked() or not (file.active or file.unsent):
             return False
         return self._has_name(file.ino) and not self._backoff.holds_back(file.ino)
 
-    async def _commit_behind(self, ino: Ino) -> None:
+    async def _commit_behind(self, ino: Ino, inline_max: int) -> None:
         # Why it failed is logged, and nobody is there to be told.
         with suppress(AgentfsError):
-            await self.commit(ino)
+            await self.commit(ino, inline_max=inline_max)
 
     async def bound(self, ino: Ino) -> None:
         """Keep what is staged within DIRTY_MAX bytes a file and FILES_MAX files: a writer waits here while there is more.
@@ -298,6 +322,11 @@ def _whole_segments(files: list[DirtyFile]) -> list[DirtyFile]:
 def _unsent_bytes(file: DirtyFile) -> int:
     layers = [*file.unsent, file.active] if file.active else file.unsent
     return sum(layer.ranges.total for layer in layers)
+
+
+def _spans(layer: Layer, most: int) -> list[tuple[int, int]]:
+    """The ranges of a layer, cut into pieces of at most so many bytes."""
+    return [(low, min(low + most, end)) for start, end in layer.ranges for low in range(start, end, most)]
 
 
 def _read(fd: int, offset: int, length: int) -> bytes:

@@ -238,7 +238,10 @@ def test_sync_writes_fail_in_time_and_go_out_later(world: World, files: Files) -
     assert not status["reachable"]
     assert status["dirty_bytes"] == len(body)
     files.assert_right(world.near.path)
-    (world.near.path / "small").write_bytes(b"a body that needs no replica")
+    number, seconds = write_refused(world.near.path / "small", b"a body that travels in the journal")
+    assert number == errno.EIO
+    assert seconds < IMPATIENT_SECONDS
+    assert read(world.far.path / "small") == b"a body that travels in the journal"
 
     assert write_refused(world.far.path / "first", body)[0] == errno.EROFS
     number, seconds = write_refused(world.far.path / "second", body)

@@ -114,7 +114,10 @@ class Plain:
 
 
 class Mount:
-    """One workspace, one cache directory and one mountpoint, all below `base`; with `regions`, the replicas are in those."""
+    """One workspace, one cache directory and one mountpoint, all below `base`; with `regions`, the replicas are in those.
+
+    `source`: what it is mounted by, its name unless a test says otherwise.
+    """
 
     is_mount = True
     live: ClassVar[list["Mount"]] = []
@@ -125,6 +128,7 @@ class Mount:
         self.path = base / "mnt"
         self.cache = base / "cache"
         self.cli = cli or Cli(base)
+        self.source = NAME
         self.log = base / "none.log"
         self.pid = 0
         self._daemon = -1
@@ -174,7 +178,7 @@ class Mount:
             shutil.rmtree(self.cache / EDGE_DIRECTORY, ignore_errors=True)
         shared = ("-o", "allow_other") if os.geteuid() == 0 and "-o" not in options else ()
         where = ("--root", self.cli.root, "--cache-dir", self.cache, *(("--label", self.label) if self.label else ()))
-        answer = json.loads(self.cli.check("mount", NAME, self.path, *where, *shared, *options, "--json"))
+        answer = json.loads(self.cli.check("mount", self.source, self.path, *where, *shared, *options, "--json"))
         self.pid, self.log = int(answer["pid"]), Path(answer["log"])
         self._daemon = os.pidfd_open(self.pid)
         self._guard = subprocess.Popen([sys.executable, "-c", _GUARD, str(self.pid), str(HANG_SECONDS)], stdin=subprocess.PIPE)

@@ -152,7 +152,7 @@ def spoil(path: Path, damage: str) -> None:
     elif damage == "missing":
         path.unlink()
     elif path.suffix == ".toml":
-        path.write_text(path.read_text().replace("format = 2", "format = 99"))
+        path.write_text(path.read_text().replace("format = 3", "format = 99"))
     else:
         make_newer(path)
 

@@ -4,6 +4,7 @@ import os
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -11,6 +12,7 @@ from typing import Final
 import trio
 
 from agentfs.journal.contract import Journal
+from agentfs.model.changes import AnyChange, InlineRun, Make, Rmdir, Unlink, Write
 from agentfs.model.errors import AgentfsError, Fenced
 from agentfs.model.ids import ROOT_INO, Ino, SessionId
 from agentfs.model.replica import Replica
@@ -136,8 +138,15 @@ class Actor:
             self.workspace = None
 
     def _open_store(self, replica: Replica) -> Opened:
-        far = FaultyStore(self._evidence.stores[replica.replica], self._evidence.cables[replica.replica])
-        return Opened(FaultyStore(far, self._weather))
+        store, cable = self._evidence.stores[replica.replica], self._evidence.cables[replica.replica]
+
+        def grow(old: str | None, new: str, body: bytes) -> bool:
+            faults = (self._weather.next("grow"), cable.next("grow"))
+            if any(fault.refused is not None for fault in faults):
+                return False
+            return store.grow(old, new, body) and not any(fault.lost is not None for fault in faults)
+
+        return Opened(FaultyStore(FaultyStore(store, cable), self._weather), grow=grow if self._evidence.beside else None)
 
     async def _work(self, workspace: Workspace) -> None:
         async with trio.open_nursery() as nursery:
@@ -222,6 +231,7 @@ class Actor:
         await self._written(workspace, self._evidence.ledger, record + b"\n", flags=os.O_APPEND)
         records[record] = True
         self._evidence.acknowledged += 1
+        self._evidence.promised(f"record {record!r}", partial(_appends, self._evidence.ledger, record))
 
     async def _write_slot(self, workspace: Workspace) -> None:
         counter = self._evidence.counters[self.number]
@@ -265,9 +275,14 @@ class Actor:
     async def _make_mine(self, workspace: Workspace) -> None:
         self._names += 1
         name = b"mine-%d-%d" % (self.number, self._names)
-        await workspace.names.make(ROOT_INO, name, self._random.choice((FILE, DIRECTORY)), uid=0, gid=0, wait=True)
+        mode = self._random.choice((FILE, DIRECTORY))
+        await workspace.names.make(ROOT_INO, name, mode, uid=0, gid=0, wait=True)
         self._evidence.made.add(name)
         self._evidence.acknowledged += 1
+        if mode == DIRECTORY:
+            self._evidence.promised(
+                f"{name.decode()} was made", lambda change: isinstance(change, Make) and change.name == name
+            )
 
     async def _remove_mine(self, workspace: Workspace) -> None:
         mine = sorted(name for name in self._evidence.made if name.startswith(b"mine-%d-" % self.number))
@@ -283,6 +298,8 @@ class Actor:
             await workspace.files.sync_directory()
         self._evidence.removed.add(name)
         self._evidence.acknowledged += 1
+        removal = Unlink | Rmdir
+        self._evidence.promised(f"{name.decode()} went", lambda change: isinstance(change, removal) and change.name == name)
 
     async def _written(self, workspace: Workspace, ino: Ino, data: bytes, *, flags: int = 0, offset: int = 0) -> None:
         """open, write, close or fsync: returns once it is acknowledged."""
@@ -360,3 +377,9 @@ class Actor:
                 await attributes.set_xattr(inode.ino, b"user." + self._name(), self._random.randbytes(10))
             case _:
                 await attributes.remove_xattr(inode.ino, b"user." + self._name())
+
+
+def _appends(ino: Ino, record: bytes, change: AnyChange) -> bool:
+    """Whether a change puts a record into a file, wherever."""
+    runs = change.runs if isinstance(change, Write) and change.ino == ino else []
+    return any(isinstance(run, InlineRun) and record + b"\n" in run.data for run in runs)

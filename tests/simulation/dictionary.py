@@ -1,7 +1,7 @@
 """A filesystem of dictionaries that entries are applied to: written apart from `agentfs.state`, slow, and obviously right."""
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from agentfs.model.changes import (
@@ -10,6 +10,8 @@ from agentfs.model.changes import (
     AddSegment,
     AnyChange,
     CloseSession,
+    Collect,
+    Deleted,
     Deny,
     Drop,
     Fence,
@@ -30,6 +32,7 @@ from agentfs.model.changes import (
     SetXattr,
     Truncate,
     Unlink,
+    Unneeded,
     Withdraw,
     Write,
 )
@@ -65,12 +68,14 @@ class Node:
 class Dictionary:
     """The tree by inode number; nodes are replaced, never changed, so that a copy of the dictionary is a copy of the tree."""
 
-    def __init__(self, fetch: Fetch) -> None:
+    def __init__(self, fetch: Fetch, late: Collection[tuple[int, int]] = ()) -> None:
         self.nodes: dict[int, Node] = {}
         self.tokens: list[bytes] = []
         self.ended: set[int] = set()
         self.seen: dict[int, int] = {}
         self._fetch = fetch
+        # Transactions that are refused for the sake of segments, which a dictionary knows nothing of.
+        self._late = late
         self._sender = 0
 
     def apply(self, entry: Entry) -> list[bool]:
@@ -81,6 +86,8 @@ class Dictionary:
         if session and (session in self.ended or transaction.number <= self.seen[session]):
             return False
         self.seen[session] = transaction.number
+        if (session, transaction.number) in self._late:
+            return False
         before = dict(self.nodes), set(self.ended), list(self.tokens)
         self._sender = session
         try:
@@ -142,7 +149,7 @@ class Dictionary:
                 if xattrs.pop(name, None) is None:
                     raise Refused
                 self._set(ino, xattrs=xattrs)
-            case AddSegment() | Placed() | Misplaced() | Fold() | AddReplica():
+            case AddSegment() | Placed() | Misplaced() | Unneeded() | Collect() | Deleted() | Fold() | AddReplica():
                 # Where bytes are makes no difference to what they are.
                 pass
             case Renew() | Acquire() | Withdraw() | Release() | Deny():

@@ -10,6 +10,8 @@ from agentfs.model.changes import (
     AddSegment,
     AnyChange,
     ChunkRun,
+    Collect,
+    Deleted,
     Drop,
     Fold,
     Found,
@@ -18,6 +20,7 @@ from agentfs.model.changes import (
     Make,
     Misplaced,
     OpenSession,
+    Origin,
     Placed,
     RemoveReplica,
     RemoveXattr,
@@ -28,6 +31,7 @@ from agentfs.model.changes import (
     SetXattr,
     Truncate,
     Unlink,
+    Unneeded,
     Write,
 )
 from agentfs.model.entry import Entry, Transaction
@@ -44,10 +48,10 @@ SYMLINK: Final = stat.S_IFLNK | 0o777
 NAMES: Final = tuple(b"abcdefgh"[at : at + 1] for at in range(8))
 
 
-def founding(replicas: int = 2, *, replication: str = "sync") -> Entry:
+def founding(replicas: int = 2, *, replication: str = "sync", history_seconds: int = 0) -> Entry:
     """The first entry of a workspace."""
     specs = [ReplicaSpec(ReplicaId(number), f"memory:{number}") for number in range(1, replicas + 1)]
-    found = Found("w-0123", "demo", 1, replication, "close", specs, 1000, 1000, 1)
+    found = Found("w-0123", "demo", 1, replication, "close", specs, 1000, 1000, 1, 0, history_seconds)
     return Entry(NO_SESSION, 1, [Transaction(TxnNumber(1), [found])])
 
 
@@ -96,6 +100,7 @@ class Made:
         self.places: dict[tuple[Ino, bytes], Ino] = {}
         self.segments: list[bytes] = []
         self.inline: list[tuple[Ino, int, bytes]] = []
+        self.chunks: list[tuple[Ino, ChunkRun]] = []
 
     def forget_gone(self, tables: Tables) -> None:
         """Most of what is chosen from now on is there in this State."""
@@ -124,6 +129,7 @@ class Generator:
         kinds += [self._truncate, self._truncate, self._link, self._unlink, self._unlink, self._rmdir, self._rename]
         kinds += [self._rename, self._drop, self._set_attr, self._set_xattr, self._set_xattr, self._remove_xattr, self._placed]
         kinds += [self._placed, self._misplaced, self._fold, self._fold, self._add_replica, self._remove_replica]
+        kinds += [self._compact, self._collect]
         self._time_ns += 10
         return self._random.choice(kinds)()
 
@@ -164,7 +170,10 @@ class Generator:
         name, chunk = digest_of(raw), Chunk(8, 16, 30, raw * 2)
         self._made.segments.append(name)
         run = ChunkRun(self._random.randint(0, 60), name, chunk)
-        return [AddSegment(name, 100, [ReplicaId(1)], self._time_ns), Write(self._ino(), [run], False, self._time_ns)]
+        ino = self._ino()
+        self._made.chunks.append((ino, run))
+        known = AddSegment(name, 100, [ReplicaId(1)], self._time_ns, self._since())
+        return [known, Write(ino, [run], False, self._time_ns)]
 
     def _fold(self) -> Sequence[AnyChange]:
         if not self._made.inline:
@@ -174,6 +183,25 @@ class Generator:
         self._made.segments.append(name)
         fold = Fold(ino, self._random.randint(1, 4), [ChunkRun(offset, name, chunk)])
         return [AddSegment(name, 100, [ReplicaId(1), self._replica()]), fold]
+
+    def _compact(self) -> Sequence[AnyChange]:
+        if not self._made.chunks:
+            return []
+        ino, old = self._random.choice(self._made.chunks[-4:])
+        raw = self._random.choice((old.length, old.length, 7))
+        name, chunk = digest_of(b"moved" + old.segment), Chunk(8, 16, raw, digest_of(b"moved"))
+        self._made.segments.append(name)
+        origin = Origin(old.chunk.digest, self._random.choice((0, 0, 0, 5)))
+        fold = Fold(ino, self._random.randint(1, 4), [ChunkRun(old.offset, name, chunk)], [origin])
+        return [AddSegment(name, 100, [ReplicaId(1), self._replica()], self._time_ns, self._since()), fold]
+
+    def _collect(self) -> Sequence[AnyChange]:
+        names = self._random.sample([b"unknown", *self._made.segments], 1 + len(self._made.segments) // 2)
+        kinds: list[AnyChange] = [Unneeded(names, self._time_ns), Collect(names, self._time_ns + 20), Deleted(names)]
+        return self._random.choice((kinds, kinds[:1], kinds[1:2], kinds[2:]))
+
+    def _since(self) -> Position:
+        return Position(self._random.choice((0, *[1 << 30] * 9)))
 
     def _replica(self) -> ReplicaId:
         return ReplicaId(self._random.randint(1, 4))

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from agentfs.chunks.memory import MemoryStore
 from agentfs.chunks.segment import decode_chunk, segment_key
-from agentfs.model.changes import AddSegment, ChunkRun, Write
+from agentfs.journal.mirror import parse_mirror_key
+from agentfs.model.changes import AddSegment, AnyChange, ChunkRun, InlineRun, Write
 from agentfs.model.codec import decode_entry
 from agentfs.model.entry import Entry
 from agentfs.model.extents import Chunk
@@ -14,7 +15,7 @@ from agentfs.model.ids import ROOT_INO, Ino, Position, ReplicaId, SessionId
 from agentfs.model.lease import Run, conflicts
 from tests.simulation.faults import Cable
 from tests.simulation.freezer import Freezer
-from tests.simulation.witness import Witness
+from tests.simulation.witness import Witness, has
 
 
 @dataclass
@@ -54,6 +55,41 @@ class Asked:
     answer: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Something that a process was told is safe: the change that did it, and how many objects of the mirror there were then."""
+
+    what: str
+    is_kept_by: Callable[[AnyChange], bool]
+    puts: int
+
+
+class ObservedStore(MemoryStore):
+    """A replica that shows each object of the mirror to the evidence at the moment it holds it."""
+
+    def __init__(self, replica: ReplicaId, evidence: "Evidence") -> None:
+        super().__init__()
+        self._replica = replica
+        self._evidence = evidence
+
+    async def put(self, key: str, body: bytes) -> None:
+        await super().put(key, body)
+        self._show(key)
+
+    def grow(self, old: str | None, new: str, body: bytes) -> bool:
+        """What a directory beside the journal can do."""
+        if old is not None and old not in self._objects:
+            return False
+        self._objects[new] = (self._objects.pop(old) if old is not None else b"") + body
+        self._show(new)
+        return True
+
+    def _show(self, key: str) -> None:
+        span = parse_mirror_key(key)
+        if span is not None:
+            self._evidence.mirrored.append((self._replica, span))
+
+
 @dataclass
 class Evidence:
     """The replicas and what connects them, what was in them when each entry was appended, and what the actors were told.
@@ -64,16 +100,21 @@ class Evidence:
 
     `added` are the numbers that processes wrote under locks and were told are safe, by file and place. `clashes` are locks that
     two processes held at once, `late` what took too long, `unsettled` mounts that were not at the tail when all was quiet,
-    `stranded` what is neither in the workspace nor in a recovery folder. `asked` are the operations in the arena, `copied` the
-    sessions that two machines used.
+    `stranded` what is neither in the workspace nor in a recovery folder. `mirrored` are the replicas and runs of the journal's
+    entries that they were given, in order, and `promises` what processes were told is safe; `beside`: replicas are directories
+    beside the journal. `asked` are the operations in the arena, `copied` the sessions that two machines used.
     """
 
     seed: int
     needed: int
-    stores: dict[ReplicaId, MemoryStore] = field(default_factory=dict)
+    stores: dict[ReplicaId, ObservedStore] = field(default_factory=dict)
+    beside: bool = False
+    mirrored: list[tuple[ReplicaId, tuple[Position, Position]]] = field(default_factory=list)
+    promises: list[Promise] = field(default_factory=list)
     cables: defaultdict[ReplicaId, Cable] = field(default_factory=lambda: defaultdict(Cable))
     payloads: list[bytes] = field(default_factory=list)
     short: list[str] = field(default_factory=list)
+    objects: dict[bytes, bytes] = field(default_factory=dict)
     misread: list[str] = field(default_factory=list)
     ledger: Ino = ROOT_INO
     records: dict[bytes, bool] = field(default_factory=dict)
@@ -109,11 +150,28 @@ class Evidence:
         """The journal, from position 1 on."""
         return [decode_entry(payload) for payload in self.payloads]
 
+    def promised(self, what: str, is_kept_by: Callable[[AnyChange], bool]) -> None:
+        """A process was told just now that something is safe."""
+        self.promises.append(Promise(what, is_kept_by, len(self.mirrored)))
+
+    def wrote(self, ino: Ino, offset: int, data: bytes) -> None:
+        """A process was told just now that what it wrote at a place, or appended, is safe."""
+
+        def is_kept_by(change: AnyChange) -> bool:
+            runs = change.runs if isinstance(change, Write) and change.ino == ino else []
+            return any(isinstance(run, InlineRun) and has(run, offset, data) for run in runs)
+
+        self.promised(f"{data!r} in file {ino}", is_kept_by)
+
     def fetch(self, segment: bytes, chunk: Chunk) -> bytes:
         """A chunk's bytes from the first replica that has its segment."""
         key = segment_key(segment)
         body = next(store._objects[key] for store in self.stores.values() if key in store._objects)
         return decode_chunk(body[chunk.start : chunk.start + chunk.stored], chunk)
+
+    def recall(self, segment: bytes, chunk: Chunk) -> bytes:
+        """A chunk's bytes as they were when an entry named its segment, which may have been collected since."""
+        return decode_chunk(self.objects[segment][chunk.start : chunk.start + chunk.stored], chunk)
 
     def watch(self) -> None:
         """Tell the witness what to look at."""
@@ -145,7 +203,13 @@ class Evidence:
                 names = [change.name] if isinstance(change, AddSegment) else []
                 if isinstance(change, Write):
                     names = [run.segment for run in change.runs if isinstance(run, ChunkRun)]
+                late = (entry.session, transaction.number) in self.witness.late
                 for name in names:
-                    held = sum(segment_key(name) in store._objects for store in self.stores.values())
-                    if held < self.needed:
+                    bodies = [
+                        each._objects[segment_key(name)] for each in self.stores.values() if segment_key(name) in each._objects
+                    ]
+                    if bodies:
+                        self.objects[name] = bodies[0]
+                    held = len(bodies)
+                    if held < self.needed and not late:
                         self.short.append(f"entry {position} names a segment that {held} of {self.needed} replicas held")

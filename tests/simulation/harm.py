@@ -5,7 +5,6 @@ from random import Random
 
 import trio
 
-from agentfs.chunks.memory import MemoryStore
 from agentfs.journal.contract import Journal
 from agentfs.journal.memory import MemoryLog
 from agentfs.model.changes import AddReplica, Fence
@@ -14,7 +13,7 @@ from agentfs.model.entry import Entry, Transaction
 from agentfs.model.ids import NO_SESSION, ReplicaId, TxnNumber
 from tests.simulation.actor import Actor
 from tests.simulation.clones import run_copy
-from tests.simulation.evidence import Evidence
+from tests.simulation.evidence import Evidence, ObservedStore
 
 REPLICAS_MORE = 2
 """Replicas that are added in one simulation."""
@@ -73,7 +72,7 @@ class Harm:
         for _ in range(REPLICAS_MORE):
             await trio.sleep(self._random.expovariate(1 / 20))
             number = ReplicaId(len(self._evidence.stores) + 1)
-            self._evidence.stores[number] = MemoryStore()
+            self._evidence.stores[number] = ObservedStore(number, self._evidence)
             added = Entry(NO_SESSION, 1, [Transaction(TxnNumber(1), [AddReplica(number, f"memory:{number}")])])
             await self._journal.append(encode_entry(added))
 

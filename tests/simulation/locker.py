@@ -99,6 +99,7 @@ class Locker:
         for slot, value in enumerate(values, place.first):
             self._evidence.added.append((place.ino, slot, value + 1))
         self._evidence.acknowledged += 1
+        self._evidence.wrote(place.ino, place.first * NUMBER_BYTES, data)
 
     async def look(self, place: Place) -> None:
         """Read twice under a shared lock: nobody writes in between as long as the session lives."""
@@ -166,7 +167,7 @@ class Locker:
             evidence.beliefs.remove(belief)
             run = belief.run
             workspace.locks.unlock(place.ino, place.space, owner, run.first, run.last)
-        if workspace.files.is_staged(place.ino):
+        if workspace.files.is_owed(place.ino):
             await workspace.files.sync_file(place.ino)
 
     async def _expect_in_recovery_folder(self, cache: Path, place: Place, data: bytes) -> None:

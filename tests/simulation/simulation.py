@@ -10,15 +10,14 @@ from unittest.mock import patch
 import structlog
 import trio
 
-from agentfs.chunks.memory import MemoryStore
 from agentfs.journal.memory import MemoryJournal, MemoryLog
 from agentfs.model.codec import encode_entry
 from agentfs.model.entry import Entry, Transaction
 from agentfs.model.ids import Ino, Position, ReplicaId, SessionId, TxnNumber, first_ino
-from agentfs.workspace import folding, upkeep
+from agentfs.workspace import collecting, compaction, folding, upkeep
 from tests.simulation.actor import Actor
 from tests.simulation.entries import DIRECTORY, founding, make, opening
-from tests.simulation.evidence import Evidence
+from tests.simulation.evidence import Evidence, ObservedStore
 from tests.simulation.gathering import Gathering
 from tests.simulation.harm import Harm
 from tests.simulation.invariants import violations
@@ -70,6 +69,8 @@ def simulate(seed: int, *, sessions: int = 3, steps: int = 60) -> Outcome:
         structlog.testing.capture_logs(),
         # A simulation has too few small files, and too little time, for them to be folded otherwise.
         patch.multiple(folding, INLINE_ALLOWED=1, WORTHWHILE_BYTES=1),
+        patch.multiple(compaction, SEGMENTS_MIN=4, REST_SECONDS=2.0),
+        patch.multiple(collecting, GRACE_SECONDS=5.0, SETTLE_SECONDS=5.0, LOOK_SECONDS=2.0),
         patch.multiple(upkeep, INTERVAL_SECONDS=2.0),
     ):
         main = partial(_main, evidence, Path(directory), random, sessions, steps, replication)
@@ -93,7 +94,9 @@ def simulate(seed: int, *, sessions: int = 3, steps: int = 60) -> Outcome:
 async def _main(evidence: Evidence, directory: Path, random: Random, sessions: int, steps: int, replication: str) -> None:
     log = MemoryLog()
     evidence.payloads = log.payloads
-    evidence.stores = {ReplicaId(number): MemoryStore() for number in range(1, REPLICAS + 1)}
+    evidence.stores = {ReplicaId(number): ObservedStore(ReplicaId(number), evidence) for number in range(1, REPLICAS + 1)}
+    # In every other simulation the replicas are directories beside the journal.
+    evidence.beside = evidence.seed % 2 == 1
     beginning = _beginning(evidence, sessions, replication)
     evidence.watch()
     evidence.witness.read = partial(content, evidence, evidence.witness.tables)
@@ -134,4 +137,8 @@ def _beginning(evidence: Evidence, sessions: int, replication: str) -> list[Entr
     made += [make(evidence.arena, b"arena", mode=DIRECTORY)]
     made += [make(ino, b"large-%d" % number) for number, ino in evidence.large.items()]
     transaction = Transaction(TxnNumber(1), list(made))
-    return [founding(REPLICAS, replication=replication), opening(b"founder"), Entry(founder, 1, [transaction])]
+    return [
+        founding(REPLICAS, replication=replication, history_seconds=1),
+        opening(b"founder"),
+        Entry(founder, 1, [transaction]),
+    ]

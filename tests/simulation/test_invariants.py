@@ -4,16 +4,18 @@ import trio
 
 from agentfs.chunks.memory import MemoryStore
 from agentfs.chunks.segment import segment_key
+from agentfs.journal.contract import Record
+from agentfs.journal.mirror import encode_mirrored, mirror_key
 from agentfs.model.changes import Acquire, AddSegment, ChunkRun, InlineRun, Make, OpenSession, Unlink, Write
 from agentfs.model.codec import encode_entry
 from agentfs.model.entry import Entry, Transaction
 from agentfs.model.extents import Chunk
-from agentfs.model.ids import NO_SESSION, Ino, ReplicaId, SessionId, TxnNumber, first_ino
+from agentfs.model.ids import NO_SESSION, Ino, Position, ReplicaId, SessionId, TxnNumber, first_ino
 from agentfs.model.lease import EXCLUSIVE, FLOCK, WHOLE, Run
 from tests.simulation.entries import DIRECTORY, founding, make, opening
-from tests.simulation.evidence import Asked, Belief, Evidence
+from tests.simulation.evidence import Asked, Belief, Evidence, ObservedStore
 from tests.simulation.freezer import MACHINE, Freezer
-from tests.simulation.invariants import counters, leases, placement, realtime
+from tests.simulation.invariants import counters, leases, mirror, placement, realtime
 from tests.simulation.invariants.tree import content
 from tests.simulation.locker import number_bytes
 from tests.simulation.virtual_time import in_virtual_time
@@ -191,3 +193,64 @@ def test_a_segment_that_is_in_every_member_is_right() -> None:
 def test_a_segment_that_a_member_lacks_in_the_end_is_seen() -> None:
     assert len(placement.check(placed(known=False))) == 1
     assert len(placement.check(placed(there=False))) == 1
+
+
+# ---- the mirror
+
+
+def mirrored(evidence: Evidence, first: int, last: int, replica: int = 1) -> None:
+    """A replica is given a run of the journal's entries."""
+    number, span = ReplicaId(replica), (Position(first), Position(last))
+    records = [Record(Position(at), evidence.payloads[at - 1]) for at in range(first, last + 1)]
+    evidence.stores[number]._objects[mirror_key(*span)] = encode_mirrored(records)
+    evidence.mirrored.append((number, span))
+
+
+def journal_of_three() -> Evidence:
+    """A workspace with one replica, and a file that was made in its third entry."""
+    evidence = Evidence(0, 1)
+    evidence.stores[ReplicaId(1)] = ObservedStore(ReplicaId(1), evidence)
+    entries = [founding(1), opening(b"A"), Entry(A, 1, [Transaction(TxnNumber(1), [make(FILE, b"x")])])]
+    for entry in entries:
+        evidence.payloads.append(encode_entry(entry))
+        evidence.witness.take(entry)
+    return evidence
+
+
+def test_what_is_mirrored_before_it_is_acknowledged_is_right() -> None:
+    evidence = journal_of_three()
+    mirrored(evidence, 2, 3)
+    mirrored(evidence, 1, 2)
+    evidence.promised("x", lambda change: isinstance(change, Make))
+    assert mirror.check(evidence) == []
+
+
+def test_what_is_acknowledged_before_it_is_mirrored_is_seen() -> None:
+    evidence = journal_of_three()
+    mirrored(evidence, 2, 3)
+    evidence.promised("x", lambda change: isinstance(change, Make))
+    mirrored(evidence, 1, 1)
+    assert len(mirror.check(evidence)) == 1
+
+
+def test_what_too_few_replicas_hold_is_seen() -> None:
+    evidence = journal_of_three()
+    mirrored(evidence, 1, 3)
+    mirrored(evidence, 1, 3)
+    evidence.needed = 2
+    evidence.promised("x", lambda change: isinstance(change, Make))
+    assert len(mirror.check(evidence)) == 1
+
+
+def test_a_replica_that_lacks_an_entry_in_the_end_is_seen() -> None:
+    evidence = journal_of_three()
+    mirrored(evidence, 1, 1)
+    mirrored(evidence, 3, 3)
+    assert len(mirror.check(evidence)) == 1
+
+
+def test_a_replica_that_holds_another_entry_is_seen() -> None:
+    evidence = journal_of_three()
+    mirrored(evidence, 1, 3)
+    evidence.payloads[1] = encode_entry(opening(b"B"))
+    assert len(mirror.check(evidence)) == 1

@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from agentfs.model.changes import Acquire, AnyChange, Fence, InlineRun, Write
+from agentfs.model.changes import Acquire, AddSegment, AnyChange, Collect, Fence, InlineRun, Write
 from agentfs.model.entry import Entry
-from agentfs.model.ids import Ino, Position, SessionId
+from agentfs.model.errors import Collected
+from agentfs.model.ids import Ino, Position, SessionId, TxnNumber
 from agentfs.model.lease import Leases, Request, conflicts, covers, runs_of
 from agentfs.model.session import OPEN
 from agentfs.state.apply import Outcome, apply_entry
@@ -32,7 +33,7 @@ class Witness:
     """A State that is always at the journal's tail, and what is wrong with how it came there.
 
     `arena_names` says, from position 1 on, which names the arena had. `overtaken` counts, for a waiting request, how often what
-    it waits for was granted to somebody who came later.
+    it waits for was granted to somebody who came later. `late` are the transactions that name what was collected before.
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,8 @@ class Witness:
         self.arena_names: list[frozenset[bytes]] = []
         self.done: list[Done] = []
         self.wrong: list[str] = []
+        self.late: set[tuple[SessionId, TxnNumber]] = set()
+        self.collected = Position(0)
         self.overtaken: Counter[tuple[Key, SessionId, int]] = Counter()
         self.on_verdict: Callable[[SessionId], None] = lambda session: None
         self.read: Callable[[Ino], bytes] = lambda ino: b""
@@ -63,10 +66,22 @@ class Witness:
             if not entry.session or transaction.number > seen
         ]
         self.done += done
+        self._look_at_collected(entry, outcomes)
         self._look_at_verdicts(done, open_before)
         self._look_at_leases(done)
         self._look_at_counters(done)
         self.arena_names.append(frozenset(each.name for each in self.tables.listing(self.arena, 0, 1000)))
+
+    def _look_at_collected(self, entry: Entry, outcomes: list[Outcome]) -> None:
+        """Only what was put before something was collected is refused for that."""
+        for transaction, outcome in zip(entry.transactions, outcomes, strict=True):
+            if isinstance(outcome, Collected):
+                self.late.add((entry.session, transaction.number))
+                since = [change.since for change in transaction.changes if isinstance(change, AddSegment)]
+                if not since or min(since) >= self.collected:
+                    self.wrong.append(f"entry {self.tables.position}: refused as collected, put after {since}")
+            elif any(isinstance(change, Collect) for change in transaction.changes):
+                self.collected = self.tables.position
 
     def is_open(self, session: SessionId) -> bool:
         """Whether a session has not ended, as the journal has it."""
@@ -76,7 +91,7 @@ class Witness:
         """Whether a write with these bytes at this place took effect."""
         writes = [each.change for each in self.done if each.outcome is None]
         runs = [run for change in writes if isinstance(change, Write) and change.ino == ino for run in change.runs]
-        return any(_has(run, offset, data) for run in runs if isinstance(run, InlineRun))
+        return any(has(run, offset, data) for run in runs if isinstance(run, InlineRun))
 
     def _look_at_verdicts(self, done: list[Done], open_before: set[SessionId]) -> None:
         for each in done:
@@ -137,6 +152,7 @@ def _is_news(old: Leases, new: Leases, request: Request, session: SessionId) -> 
     return any(conflicts(run, request.run) and not covers(before, run) for run in runs_of(new, session))
 
 
-def _has(run: InlineRun, offset: int, data: bytes) -> bool:
+def has(run: InlineRun, offset: int, data: bytes) -> bool:
+    """Whether a run has these bytes at this place."""
     start = offset - run.offset
     return start >= 0 and run.data[start : start + len(data)] == data

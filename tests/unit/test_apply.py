@@ -449,6 +449,11 @@ def assert_true_to_themselves(tables: Tables) -> None:
     db = tables.db
     uses = dict(db.execute("SELECT segment, count(*) FROM extents WHERE segment GROUP BY segment"))
     assert dict(db.execute("SELECT segment, uses FROM segments WHERE uses != 0")) == uses
+    live: dict[int, int] = {}
+    for segment, stored, length, raw in db.execute("SELECT segment, stored, length, raw FROM extents WHERE segment"):
+        live[segment] = live.get(segment, 0) + stored * length // raw
+    assert dict(db.execute("SELECT segment, live FROM segments WHERE live")) == {n: each for n, each in live.items() if each}
+    assert db.execute("SELECT count(*) FROM collected JOIN segments USING (name)").fetchone() == (0,)
     held = set(db.execute("SELECT segment, replica FROM placed"))
     assert {replica for _, replica in held} <= tables.members.keys()
     sizes = dict(db.execute("SELECT segment, size FROM segments"))

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 import trio
 
-from agentfs.cli.creation import NewWorkspace, StartJournal, create_workspace
+from agentfs.cli.creation import NewWorkspace, create_workspace
+from agentfs.cli.journal_place import JournalPlace, journal_place
 from agentfs.cli.layout import WorkspaceDirectory
 from agentfs.cli.replica_place import directory_of, open_place, replica_url
 from agentfs.cli.workspace_file import read_workspace_file
@@ -37,22 +38,33 @@ def new(tmp_path: Path, *replicas: Path | str) -> NewWorkspace:
     )
 
 
-async def write_journal(path: Path, payload: bytes) -> None:
-    path.write_bytes(payload)
+class InMemory:
+    """Journals of which only the first entry is of interest; that one can fail to be appended, or a taken place be found."""
+
+    def __init__(self, *, fails: bool = False, taken: bool = False) -> None:
+        self.fails = fails
+        self.taken = taken
+        self.entries: dict[str, bytes | None] = {}
+
+    async def check_free(self, place: JournalPlace) -> None:
+        if self.taken:
+            raise Exists(f"there is a workspace in {place.text} already")
+
+    async def create(self, place: JournalPlace) -> None:
+        self.entries[place.text] = None
+
+    async def begin(self, place: JournalPlace, payload: bytes) -> None:
+        if self.fails:
+            raise NoSpace("full")
+        self.entries[place.text] = payload
+
+    async def remove(self, place: JournalPlace) -> None:
+        del self.entries[place.text]
 
 
-async def fail_journal(path: Path, payload: bytes) -> None:
-    path.write_bytes(payload)
-    raise NoSpace("full")
-
-
-async def no_journal(path: Path, payload: bytes) -> None:
-    pass
-
-
-def create(wanted: NewWorkspace, start_journal: StartJournal = write_journal) -> WorkspaceDirectory:
+def create(wanted: NewWorkspace, journals: InMemory | None = None) -> WorkspaceDirectory:
     opening = partial(open_place, runtime=SystemRuntime())
-    return trio.run(partial(create_workspace, wanted, start_journal=start_journal, open_place=opening))
+    return trio.run(partial(create_workspace, wanted, journals=journals or InMemory(), open_place=opening))
 
 
 def test_the_embedded_default(tmp_path: Path) -> None:
@@ -67,12 +79,16 @@ def test_the_embedded_default(tmp_path: Path) -> None:
 
 
 def test_the_journal_begins_with_what_was_founded(tmp_path: Path) -> None:
-    directory = create(new(tmp_path))
-    entry = decode_entry((directory.path / "journal.sqlite").read_bytes())
+    journals = InMemory()
+    create(replace(new(tmp_path), history_seconds=60), journals)
+    [payload] = journals.entries.values()
+    assert payload is not None
+    entry = decode_entry(payload)
     assert (entry.session, [transaction.number for transaction in entry.transactions]) == (0, [1])
     found = entry.transactions[0].changes[0]
     assert isinstance(found, Found)
     assert (found.name, found.uid, found.gid, [spec.replica for spec in found.replicas]) == ("demo", 1000, 100, [1, 2])
+    assert found.history_seconds == 60
 
 
 def test_a_moved_workspace_finds_its_replicas(tmp_path: Path) -> None:
@@ -85,7 +101,7 @@ def test_a_moved_workspace_finds_its_replicas(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(NoSpace):
-        create(new(tmp_path), fail_journal)
+        create(new(tmp_path), InMemory(fails=True))
     assert tree(tmp_path) == {}
 
 
@@ -95,7 +111,7 @@ def test_a_failure_puts_replica_directories_back(tmp_path: Path) -> None:
     before = tree(tmp_path)
     wanted = new(tmp_path, tmp_path / "empty", tmp_path / "disk", tmp_path / "absent/deep")
     with pytest.raises(NoSpace):
-        create(wanted, fail_journal)
+        create(wanted, InMemory(fails=True))
     assert tree(tmp_path) == before
 
 
@@ -119,7 +135,7 @@ def test_whatever_call_fails_nothing_is_left(tmp_path: Path, monkeypatch: pytest
         with monkeypatch.context() as patched:
             patched.setattr(Path, broken, limited)
             try:
-                create(wanted, no_journal)
+                create(wanted)
             except (OSError, NoSpace):
                 pass
             else:
@@ -171,4 +187,52 @@ def test_replicas_inside_one_another_are_refused(tmp_path: Path) -> None:
 def test_a_bad_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Invalid):
         create(replace(new(tmp_path), name="../x"))
+    assert tree(tmp_path) == {}
+
+
+def shared(tmp_path: Path, url: str, *replicas: Path | str) -> NewWorkspace:
+    return replace(new(tmp_path, *replicas), journal=journal_place(url, workspace="demo"))
+
+
+POSTGRES = "postgresql://postgres@127.0.0.1:1/db"
+
+
+def test_a_journal_that_hosts_share_is_named_in_the_file(tmp_path: Path) -> None:
+    journals = InMemory()
+    directory = create(shared(tmp_path, POSTGRES, tmp_path / "disk"), journals)
+    assert read_workspace_file(directory, root=tmp_path).journal == f"{POSTGRES}?workspace=demo"
+    assert list(journals.entries) == ["postgresql://127.0.0.1:1/db?workspace=demo"]
+    assert [path.name for path in directory.path.iterdir()] == ["workspace.toml"]
+
+
+@pytest.mark.parametrize("step", ["first entry", "write_durably", "put_in_place"])
+def test_a_journal_that_hosts_share_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def fail(*_: object) -> None:
+        raise NoSpace("full")
+
+    if step != "first entry":
+        monkeypatch.setattr(f"agentfs.cli.creation.{step}", fail)
+    journals = InMemory(fails=step == "first entry")
+    with pytest.raises(NoSpace):
+        create(shared(tmp_path, POSTGRES, tmp_path / "disk"), journals)
+    assert (journals.entries, tree(tmp_path)) == ({}, {})
+
+
+def test_a_journal_that_is_there_already_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(Exists, match="already"):
+        create(shared(tmp_path, POSTGRES, tmp_path / "disk"), InMemory(taken=True))
+    assert tree(tmp_path) == {}
+
+
+def test_with_a_journal_in_s3_the_replica_is_in_the_same_place(tmp_path: Path) -> None:
+    url = "s3://bucket/agents/demo?endpoint=http://127.0.0.1:1"
+    assert [place.url for place in shared(tmp_path, url).places()] == [url]
+    assert [place.url for place in shared(tmp_path, url, "s3://other/x").places()] == ["s3://other/x"]
+
+
+def test_a_journal_in_a_database_needs_replicas_that_all_hosts_reach(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match=r"--replica s3://"):
+        create(shared(tmp_path, POSTGRES))
+    with pytest.raises(Invalid, match="other hosts do not have"):
+        create(shared(tmp_path, POSTGRES, "file:replicas/1"))
     assert tree(tmp_path) == {}

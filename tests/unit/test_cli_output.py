@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from agentfs.cli.amounts import bytes_text, columns, parse_bytes, path_text, seconds_text
+from agentfs.cli.amounts import bytes_text, columns, parse_bytes, parse_span, path_text, seconds_text
 from agentfs.cli.daemon import last_line
 from agentfs.cli.logs import RotatingLog, open_log
 from agentfs.cli.mount_options import parse_options
@@ -38,6 +38,20 @@ def test_sizes_are_read(text: str, count: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(Invalid, match="10G"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("5m", 300), ("12h", 43200), ("30d", 2592000), (" 2W ", 1209600), ("forever", 0), ("0", 0)],
+)
+def test_spans_are_read(text: str, seconds: int) -> None:
+    assert parse_span(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "d", "30", "-1d", "1.5d", "0d", "1y", "1 d", "9999999999s"])
+def test_what_is_no_span_is_refused(text: str) -> None:
+    with pytest.raises(Invalid, match="30d"):
+        parse_span(text)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.25, "0.2 s"), (61, "1 min 1 s"), (7500, "2 h 5 min"), (90000, "1 d 1 h")])
@@ -76,7 +90,8 @@ def test_a_record_is_found_by_its_mount(tmp_path: Path, monkeypatch: pytest.Monk
     mounted = Mounted(mountpoint, "fuse.agentfs", "demo", "rw", tmp_path.stat().st_uid)
     record = MountRecord(
         workspace="demo",
-        directory="/data/demo",
+        source="/data/demo",
+        journal="/data/demo/journal.sqlite",
         mountpoint=path_text(mountpoint),
         pid=1,
         label="",
@@ -126,11 +141,6 @@ def test_what_is_logged_is_structured(tmp_path: Path) -> None:
     assert record == {"event": "slow replica", "replica": 2, "level": "warning"}
 
 
-@pytest.fixture(autouse=True)
-def _default_cache_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AGENTFS_CACHE_SIZE", raising=False)
-
-
 def plan(tmp_path: Path, options: str) -> MountPlan:
     file = WorkspaceFile(
         format=2,
@@ -163,23 +173,27 @@ def test_the_daemon_is_given_what_was_said_of_replicas_and_cache(tmp_path: Path)
     given = dict(zip(arguments[:-3:2], arguments[1:-3:2], strict=True))
     assert parse_options([given["-o"]]) == parse_options(["unreachable=erofs,offline,nohedge"])
     assert (given["--timeout"], given["--cache-size"]) == ("5.0", str(1 << 30))
-    settings = wanted.settings()
+    assert wanted.source.file is not None
+    settings = wanted.settings(wanted.source.file)
     assert (settings.put_timeout_seconds, settings.unreachable, settings.edge_max_bytes) == (5.0, "erofs", 1 << 30)
     assert (settings.offline, settings.read_only, settings.hedging) == (True, True, False)
 
 
-def test_the_cache_size_comes_from_the_environment_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AGENTFS_CACHE_SIZE", "2G")
-    assert plan(tmp_path, "").cache_size_bytes == 2 << 30
-    assert plan(tmp_path, "cache_size=1G").cache_size_bytes == 1 << 30
-    monkeypatch.setenv("AGENTFS_CACHE_SIZE", "1K")
-    with pytest.raises(Invalid):
-        plan(tmp_path, "")
-
-
 def test_the_workspace_decides_what_the_mount_does_not(tmp_path: Path) -> None:
-    assert plan(tmp_path, "").durability == "close"
-    assert plan(tmp_path, "durability=fsync").durability == "fsync"
+    for options, durability in (("", "close"), ("durability=fsync", "fsync")):
+        wanted = plan(tmp_path, options)
+        assert wanted.source.file is not None
+        assert wanted.settings(wanted.source.file).durability == durability
+    assert "--durability" not in plan(tmp_path, "").arguments()
+
+
+def test_a_mount_by_url_is_planned_without_asking_anybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    url = "s3://bucket/agents/demo?endpoint=http://127.0.0.1:1"
+    wanted = plan_mount(url, tmp_path / "mnt", parse_options(["label=a"]), log_file=None)
+    assert wanted.arguments()[-3:] == ["--", url, str(tmp_path / "mnt")]
+    assert wanted.log is not None
+    assert wanted.log.name.startswith("demo-")
 
 
 def test_the_lease_ttl_is_10_seconds_and_nothing_is_stale_by_default(tmp_path: Path) -> None:

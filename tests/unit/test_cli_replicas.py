@@ -13,11 +13,10 @@ import pytest
 import trio
 
 from agentfs.cli.failures import DAMAGED, INTERRUPTED, MISSING, TAKEN, UNAVAILABLE, USAGE
-from agentfs.cli.layout import WorkspaceDirectory
 from agentfs.cli.main import main
 from agentfs.cli.replica_work import Target
-from agentfs.cli.stack import open_stack
-from agentfs.cli.workspace_file import read_workspace_file
+from agentfs.cli.stack import open_source, open_stack
+from agentfs.cli.workspace_source import source_of
 from agentfs.model.errors import Unavailable
 from agentfs.model.ids import ROOT_INO
 from agentfs.runtime import SystemRuntime
@@ -38,16 +37,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def target(home: Path) -> Target:
-    root = home / "agentfs_root"
-    directory = WorkspaceDirectory(root / NAME)
-    return Target(directory, read_workspace_file(directory, root=root), home / "agentfs_cache_dir")
+    return Target(source_of(NAME, home / "agentfs_root"), home / "agentfs_cache_dir")
 
 
 def write_file(home: Path) -> None:
     async def write() -> None:
-        directory, file, cache_dir = target(home)
-        settings = Settings(host="h", pid=1)
-        async with open_stack(directory, file, cache_dir=cache_dir, settings=settings, runtime=SystemRuntime()) as workspace:
+        source, cache_dir = target(home)
+        settings, runtime = Settings(host="h", pid=1), SystemRuntime()
+        async with (
+            open_source(source, runtime=runtime) as opened,
+            open_stack(opened, cache_dir=cache_dir, settings=settings, runtime=runtime) as workspace,
+        ):
             made = await workspace.names.make(ROOT_INO, b"file", 0o100644, uid=0, gid=0, wait=True)
             handle = await workspace.files.open(made.ino, os.O_WRONLY)
             await workspace.files.write(handle.number, 0, os.urandom(100_000))

@@ -18,18 +18,18 @@ STACK = """
 import os, sys
 from pathlib import Path
 import trio
-from agentfs.cli.layout import WorkspaceDirectory
 from agentfs.cli.serve import run_daemon
-from agentfs.cli.stack import open_stack
-from agentfs.cli.workspace_file import read_workspace_file
+from agentfs.cli.stack import open_source, open_stack
+from agentfs.cli.workspace_source import source_of
 from agentfs.runtime import SystemRuntime
 from agentfs.workspace.settings import Settings
 
 async def run():
-    root = Path(sys.argv[1])
-    directory = WorkspaceDirectory(root / "demo")
-    file, settings = read_workspace_file(directory, root=root), Settings(host="h", pid=1)
-    async with open_stack(directory, file, cache_dir=root / "cache", settings=settings, runtime=SystemRuntime()) as workspace:
+    root, settings, runtime = Path(sys.argv[1]), Settings(host="h", pid=1), SystemRuntime()
+    async with (
+        open_source(source_of("demo", root), runtime=runtime) as opened,
+        open_stack(opened, cache_dir=root / "cache", settings=settings, runtime=runtime) as workspace,
+    ):
         assert [state.state for state in workspace.status().replicas] == ["up", "up"]
 
 trio.run(run)

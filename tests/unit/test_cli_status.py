@@ -55,6 +55,13 @@ def test_a_replica_that_does_well_takes_one_line() -> None:
     assert of_replica(UP) == ["replica 1: up (12.3 ms), s3://bucket/a"]
 
 
+def test_a_replica_whose_mirror_lags_says_by_how_much() -> None:
+    behind = replace(UP, mirrored=120, mirror_lag=7, mirror_lag_seconds=61.0)
+    assert of_replica(behind)[1:] == [": its mirror lacks 7 of the journal's entries, 1 min 1 s behind"]
+    assert of_replica(replace(behind, mirror_lag_seconds=None))[1:] == [": its mirror lacks 7 of the journal's entries"]
+    assert len(of_replica(replace(behind, mirrored=127, mirror_lag=0, mirror_lag_seconds=0.0))) == 1
+
+
 def test_a_replica_that_is_down_says_since_when_and_why_and_what_it_lacks() -> None:
     down = replace(
         UP, state="down", down_seconds=125.0, last_error="no route", missing_segments=3, missing_bytes=4096, lag_seconds=61.0

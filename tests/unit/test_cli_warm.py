@@ -63,7 +63,7 @@ async def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     socket = control_socket(directory)
     record = MountRecord(
         workspace="demo",
-        directory="/data/demo",
+        source="/data/demo",
         mountpoint=str(directory),
         pid=1,
         label="",

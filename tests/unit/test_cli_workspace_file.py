@@ -11,7 +11,7 @@ from agentfs.model.errors import Invalid, NotFound
 from agentfs.model.ids import ReplicaId
 
 FILE = WorkspaceFile(
-    format=2,
+    format=3,
     workspace="6f3d0a4e-8f3c-4f0e-9d5b-0a3f0a4e8f3c",
     name="demo",
     journal="journal.sqlite",
@@ -19,7 +19,7 @@ FILE = WorkspaceFile(
     replicas=[ReplicaPlace(1, "file:replicas/1"), ReplicaPlace(2, Path('/srv/a "b"\\ü').as_uri())],
 )
 
-OF_FORMAT_1 = FILE.as_toml().replace("format = 2", 'format = 1\nreplication = "quorum"')
+OF_FORMAT_1 = FILE.as_toml().replace("format = 3", 'format = 1\nreplication = "quorum"')
 
 
 def test_what_is_written_is_read_again() -> None:
@@ -28,6 +28,10 @@ def test_what_is_written_is_read_again() -> None:
 
 def test_a_file_of_format_1_is_read() -> None:
     assert parse_workspace_file(OF_FORMAT_1, origin="x") == replace(FILE, format=1, replication="quorum")
+
+
+def test_a_file_of_format_2_is_read() -> None:
+    assert parse_workspace_file(FILE.as_toml().replace("format = 3", "format = 2"), origin="x") == replace(FILE, format=2)
 
 
 def test_the_file_says_where_this_host_finds_a_replica() -> None:
@@ -43,8 +47,8 @@ def test_a_missing_workspace_names_those_there_are(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_says_upgrade_whatever_else_is_in_it() -> None:
-    with pytest.raises(Invalid, match=r"format 3.*upgrade"):
-        parse_workspace_file('format = 3\nunknown = "field"\n', origin="x")
+    with pytest.raises(Invalid, match=r"format 4.*upgrade"):
+        parse_workspace_file('format = 4\nunknown = "field"\n', origin="x")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from agentfs.model.changes import (
     Change,
     ChunkRun,
     CloseSession,
+    Collect,
+    Deleted,
     Deny,
     Drop,
     Fence,
@@ -29,7 +31,9 @@ from agentfs.model.changes import (
     Make,
     Misplaced,
     OpenSession,
+    Origin,
     Placed,
+    Recovered,
     Release,
     RemoveReplica,
     RemoveXattr,
@@ -41,6 +45,7 @@ from agentfs.model.changes import (
     SetXattr,
     Truncate,
     Unlink,
+    Unneeded,
     Withdraw,
     Write,
 )
@@ -48,7 +53,7 @@ from agentfs.model.codec import FORMAT, decode_entry, encode_entry
 from agentfs.model.entry import Entry, Transaction
 from agentfs.model.errors import Corrupt, Invalid
 from agentfs.model.extents import INLINE_MAX, Chunk
-from agentfs.model.ids import Ino, ReplicaId, SessionId, TxnNumber
+from agentfs.model.ids import Ino, Position, ReplicaId, SessionId, TxnNumber
 from agentfs.model.lease import EXCLUSIVE, FLOCK, POSIX, SHARED, WHOLE, Run
 
 INO = Ino((7 << 32) | 5)
@@ -77,6 +82,7 @@ CHANGES: list[AnyChange] = [
     Found("0123", "demo", 1, "quorum", "close", [], 0, 0, TIME, write_quorum=2),
     Fence(SessionId(3)),
     Fence(SessionId(3), TIME, TxnNumber(9)),
+    Recovered("5f", [ReplicaSpec(ReplicaId(1), "file:replicas/1")], TIME),
     Renew(),
     Acquire(INO, FLOCK, 1, WHOLE, True, TIME),
     Withdraw(INO, FLOCK, 1, TIME),
@@ -103,6 +109,11 @@ CHANGES: list[AnyChange] = [
     RemoveReplica(ReplicaId(2)),
     RemoveReplica(ReplicaId(2), force=True),
     Fold(INO, 7, [ChunkRun(0, DIGEST, CHUNK), ChunkRun(1 << 40, DIGEST, CHUNK)]),
+    Fold(INO, 7, [ChunkRun(0, DIGEST, CHUNK)], [Origin(DIGEST, 4096)]),
+    AddSegment(DIGEST, 8 << 20, [], TIME, Position(9)),
+    Unneeded([DIGEST], TIME),
+    Collect([DIGEST], TIME),
+    Deleted([DIGEST]),
 ]
 
 

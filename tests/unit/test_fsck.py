@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,12 @@ from agentfs.model.ids import NO_SESSION, ROOT_INO, Ino, Position, ReplicaId, Se
 from agentfs.model.replica import Replica
 from agentfs.runtime import SystemRuntime
 from agentfs.state.tables import Tables, open_tables
+from agentfs.workspace.fetching import fetch_chosen
 from agentfs.workspace.findings import Finding
 from agentfs.workspace.fsck import Checked, Report, check_workspace
 from agentfs.workspace.fsck_rules import check_rules
 from agentfs.workspace.replay import replay
+from agentfs.workspace.storage import Opened
 
 WORKSPACE = "6f3d0a4e-8f3c-4f0e-9d5b-0a3f0a4e8f3c"
 ME = SessionId(1)
@@ -119,8 +122,13 @@ class World:
         async def open_stores(members: Mapping[ReplicaId, Replica]) -> dict[ReplicaId, MemoryStore]:
             return {number: self.stores[number] for number in members if number in self.stores}
 
-        arguments = {"workspace": WORKSPACE, "journal": self.journal, "open_stores": open_stores, **others}
-        return await check_workspace(cache_dir=self.cache, runtime=SystemRuntime(), stage=silent, **arguments)  # type: ignore[arg-type]
+        def open_store(replica: Replica) -> Opened:
+            return Opened(self.stores[replica.replica])
+
+        runtime = SystemRuntime()
+        fetch = partial(fetch_chosen, open_store=open_store, runtime=runtime)
+        arguments = {"workspace": WORKSPACE, "journal": self.journal, "open_stores": open_stores, "fetch": fetch, **others}
+        return await check_workspace(cache_dir=self.cache, runtime=runtime, stage=silent, **arguments)  # type: ignore[arg-type]
 
     async def state(self, path: Path | None, until: int | None = None) -> Tables:
         """The State at a position; saved, if it is in a file."""

@@ -11,13 +11,14 @@ import trio
 from agentfs.chunks.cached import open_cached
 from agentfs.chunks.contract import ChunkStore
 from agentfs.chunks.replicated import open_replicated
+from agentfs.chunks.segment import segment_name
 from agentfs.journal.memory import MemoryJournal
-from agentfs.model.changes import Fence, Unlink
+from agentfs.model.changes import AddSegment, Collect, Deleted, Fence, Unlink, Unneeded
 from agentfs.model.entry import Transaction
 from agentfs.model.errors import NoSpace, Unavailable
 from agentfs.model.extents import INLINE_MAX
 from agentfs.model.ids import ROOT_INO, Ino, ReplicaId, SessionId, TxnNumber, first_ino
-from agentfs.model.session import CLOSED, FENCED
+from agentfs.model.session import CLOSED, FENCED, OPEN
 from agentfs.state.checksum import checksum
 from agentfs.workspace.left_over import LeftOver
 from agentfs.workspace.reader import Reader
@@ -113,10 +114,13 @@ async def killed_at_the_end(world: World, cache: Path, *, run: bool = True) -> A
             yield parts
 
 
-async def recovered(world: World, cache: Path, *, script: Script | None = None, replication: str = "sync") -> None:
+async def recovered(
+    world: World, cache: Path, *, script: Script | None = None, replication: str = "sync", incarnation: str = ""
+) -> None:
     """What the next mount does first."""
     runtime = VirtualRuntime(Random(9))
     with open_seat(cache) as seat:
+        seat.incarnation = incarnation
         tables = replayed(world.log)
         journal = FaultyJournal(MemoryJournal(world.log), script or Script())
         stores: dict[ReplicaId, ChunkStore] = {
@@ -262,6 +266,30 @@ async def test_what_was_withdrawn_is_not_sent_as_it_was(world: World, tmp_path: 
     assert replayed(world.log).dentry(ROOT_INO, b"gone") is None
 
 
+@in_virtual_time
+async def test_what_names_a_segment_that_was_collected_is_put_anew_and_keeps_its_order(world: World, tmp_path: Path) -> None:
+    """Its put was before the collection, and its entry would come behind it: the journal would refuse it."""
+    large = Random(3).randbytes(INLINE_MAX + 1)
+    world.journal_script.add("append", Fault(before=trio.Event()))
+    async with killed_at_the_end(world, tmp_path) as parts:
+        for data in (large, b"newer"):
+            parts.write(F, 0, data)
+            with trio.move_on_after(5):
+                await parts.writeback.commit(F)
+        parts.write(G, 0, b"other")
+        with trio.move_on_after(5):
+            await parts.writeback.commit(G)
+    (info,) = [info async for info in world.stores[ReplicaId(1)].list("segments/")]
+    name = segment_name(info.key)
+    assert name is not None
+    world.foreign(2, AddSegment(name, info.size, [], 1), Unneeded([name], 1), Collect([name], 1), Deleted([name]))
+    for store in world.stores.values():
+        await store.delete(info.key)
+    await recovered(world, tmp_path)
+    assert await body(world, tmp_path, F) == b"newer" + large[5:]
+    assert await body(world, tmp_path, G) == b"other56789"
+
+
 @pytest.mark.parametrize("landed", [True, False])
 @in_virtual_time
 async def test_an_append_that_was_given_up_is_made_once_whether_it_landed_or_not(
@@ -378,6 +406,19 @@ async def test_what_was_staged_before_a_power_cut_is_set_aside_and_the_session_e
     assert len(await set_aside(world, tmp_path)) == 1
     assert await body(world, tmp_path, F) == b"0123456789"
     assert standing(world) == CLOSED
+
+
+@in_virtual_time
+async def test_what_was_staged_on_a_line_that_was_lost_is_set_aside(world: World, tmp_path: Path) -> None:
+    """On the line that there is now the session's number is another one's, which is open: it must get nothing of that."""
+    async with killed_at_the_end(world, tmp_path) as parts:
+        parts.write(F, 0, b"staged")
+    before = len(world.log.payloads)
+    await recovered(world, tmp_path, incarnation="line")
+    (folder,) = sorted(tmp_path.glob("recovered-*"))
+    assert b"staged" in (folder / "slot-0").read_bytes()
+    assert len(world.log.payloads) == before, "not even its goodbye is sent"
+    assert standing(world) == OPEN
 
 
 @in_virtual_time

@@ -13,6 +13,7 @@ from agentfs.model.changes import (
     Fold,
     Found,
     Misplaced,
+    Origin,
     Placed,
     RemoveReplica,
     ReplicaSpec,
@@ -341,6 +342,88 @@ def test_what_is_folded_can_be_overwritten_in_part(tables: Tables) -> None:
     send(tables, A, text(F, 4, b"xx"))
     assert shape(tables, F) == [(0, 4, True), (4, 2, False), (6, 4, True)]
     assert tables.counters["inline"] == 2
+
+
+# ---- compaction
+
+
+WHOLE = Chunk(4, 11, 10, digest_of(b"0123456789"))
+
+
+def chunked(tables: Tables) -> None:
+    """A file of one chunk, which lies in the segment T."""
+    send(tables, A, AddSegment(T, 5000, [ONE]), Write(F, [ChunkRun(0, T, WHOLE)], False, 20))
+
+
+def move(offset: int, data: bytes, digest: bytes, skip: int, *, version: int = 1) -> list[AnyChange]:
+    run = ChunkRun(offset, S, chunk_of(data))
+    return [AddSegment(S, 100, [ONE]), Fold(F, version, [run], [Origin(digest, skip)])]
+
+
+def segment_sizes(tables: Tables) -> dict[bytes, tuple[int, int]]:
+    """How often each segment is used, and how many bytes of it are needed."""
+    return {name: (uses, live) for name, uses, live in tables.db.execute("SELECT name, uses, live FROM segments")}
+
+
+def test_a_chunk_moves_to_another_segment_and_nothing_else_changes(tables: Tables) -> None:
+    chunked(tables)
+    before = row(tables, F)
+    assert segment_sizes(tables)[T] == (1, 11)
+    assert send(tables, A, *move(0, b"0123456789", WHOLE.digest, 0)) is None
+    (extent,) = tables.extents(F, 0, 100)
+    assert (extent.chunk, tables.segment_name(extent.segment)) == (chunk_of(b"0123456789"), S)
+    assert (row(tables, F), len(tables.versions(F))) == (before, 1)
+    assert segment_sizes(tables) == {S: (1, 16), T: (0, 0)}
+    assert lacks(tables, TWO) == [S]
+
+
+def test_a_part_of_a_chunk_moves_as_a_chunk_of_its_own(tables: Tables) -> None:
+    chunked(tables)
+    send(tables, A, text(F, 0, b"xxx"))
+    assert segment_sizes(tables)[T] == (1, 11 * 7 // 10)
+    assert send(tables, A, *move(3, b"3456789", WHOLE.digest, 3, version=2)) is None
+    assert [(each.offset, each.length, each.skip) for each in tables.extents(F, 0, 100)] == [(0, 3, 0), (3, 7, 0)]
+    assert segment_sizes(tables) == {S: (1, 16), T: (0, 0)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        move(0, b"0123456789", digest_of(b"other"), 0),
+        move(0, b"0123456789", WHOLE.digest, 1),
+        move(0, b"012345678", WHOLE.digest, 0),
+        move(1, b"123456789", WHOLE.digest, 1),
+        move(0, b"0123456789", WHOLE.digest, 0, version=2),
+        fold(F, 1, (0, b"0123456789")),
+    ],
+    ids=["another chunk", "another part of it", "shorter", "another place", "another version", "bytes that were inline"],
+)
+def test_a_move_of_what_is_not_so_any_more_does_nothing(tables: Tables, changes: list[AnyChange]) -> None:
+    chunked(tables)
+    before = tables.extents(F, 0, 100)
+    assert send(tables, A, *changes) is None
+    assert tables.extents(F, 0, 100) == before
+
+
+def test_inline_bytes_are_not_moved_as_a_chunk(tables: Tables) -> None:
+    send(tables, A, text(F, 0, b"0123456789"))
+    assert send(tables, A, *move(0, b"0123456789", WHOLE.digest, 0)) is None
+    assert shape(tables, F) == [(0, 10, False)]
+
+
+def test_a_move_with_too_few_origins_is_refused(tables: Tables) -> None:
+    chunked(tables)
+    runs = [ChunkRun(0, T, WHOLE), ChunkRun(10, T, WHOLE)]
+    assert isinstance(send(tables, A, Fold(F, 1, runs, [Origin(WHOLE.digest, 0)])), Invalid)
+
+
+def test_a_move_is_taken_back_without_a_trace(tables: Tables) -> None:
+    chunked(tables)
+    before, mark = checksum(tables), tables.mark()
+    transaction = Transaction(TxnNumber(9), move(0, b"0123456789", WHOLE.digest, 0))
+    assert apply_transaction(tables, A, transaction, Position(9)) is None
+    tables.revert(mark)
+    assert checksum(tables) == before
 
 
 def test_inline_bytes_are_counted_through_cuts(tables: Tables) -> None:

@@ -16,7 +16,7 @@ from agentfs.model.extents import CHUNK_MAX, INLINE_MAX, SEGMENT_MAX
 from agentfs.model.ids import ROOT_INO, Ino, ReplicaId
 from agentfs.state.checksum import checksum
 from agentfs.workspace.reader import Reader
-from agentfs.workspace.writeback import CROWD, FILES_MAX
+from agentfs.workspace.writeback import AGE_SECONDS, CROWD, FILES_MAX, REMAINDER_MAX
 from tests.simulation.entries import make, text
 from tests.simulation.faults import Fault, Script
 from tests.simulation.parts import Parts, World, entries_of, make_world, open_parts, replayed
@@ -24,7 +24,7 @@ from tests.simulation.runtime import VirtualRuntime
 from tests.simulation.virtual_time import in_virtual_time
 
 F, G = Ino(2 << 32), Ino((2 << 32) + 1)
-BIG = Random(0).randbytes(INLINE_MAX + 1)
+BIG = Random(0).randbytes(REMAINDER_MAX + 1)
 
 
 @pytest.fixture
@@ -300,6 +300,38 @@ async def test_files_that_are_old_go_together(world: World, tmp_path: Path) -> N
 
 
 @in_virtual_time
+async def test_what_trickles_in_goes_inline_and_costs_no_puts(world: World, tmp_path: Path) -> None:
+    """A segment for each second would be a put then, and a get whenever all is read again."""
+    inos = many_files(world, 60)
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        nursery.start_soon(parts.writeback.run)
+        for ino in inos:
+            parts.write(ino, 0, Random(ino).randbytes(100_000))
+            await trio.sleep(0.2)
+        await trio.sleep(2 * AGE_SECONDS)
+        assert parts.staging.files == {}
+        assert await objects_in(world) == 0
+        for ino in inos[::7]:
+            assert await committed_body(world, ino) == Random(ino).randbytes(100_000)
+        lengths = [row[0] for row in parts.tables.db.execute("SELECT length FROM extents")]
+        assert max(lengths) <= INLINE_MAX, "folding takes pieces of that size"
+        nursery.cancel_scope.cancel()
+
+
+@in_virtual_time
+async def test_what_the_replicas_refused_does_not_go_inline_instead(world: World, tmp_path: Path) -> None:
+    world.store_scripts[ReplicaId(1)].add("put", *[Fault(refused=NoSpace("full"))] * 1000)
+    async with open_parts(world, tmp_path / "1") as parts, trio.open_nursery() as nursery:
+        nursery.start_soon(parts.writeback.run)
+        parts.write(F, 0, BIG[:100_000])
+        with pytest.raises(NoSpace):
+            await parts.writeback.commit(F)
+        await trio.sleep(100)
+        assert await committed_body(world, F) == b""
+        nursery.cancel_scope.cancel()
+
+
+@in_virtual_time
 async def test_a_stream_of_files_fills_its_segments_and_is_bounded(world: World, tmp_path: Path) -> None:
     inos = many_files(world, 1200)
     world.store_scripts[ReplicaId(1)].add("put", *[Fault(before=0.05)] * 1200)
@@ -423,8 +455,8 @@ async def test_an_outage_does_not_pile_up_layers(world: World, tmp_path: Path) -
         nursery.start_soon(parts.writeback.run)
         expected = b""
         for number in range(20):
-            expected += Random(number).randbytes(INLINE_MAX + 1)
-            parts.write(F, number * (INLINE_MAX + 1), Random(number).randbytes(INLINE_MAX + 1))
+            expected += Random(number).randbytes(len(BIG))
+            parts.write(F, number * len(BIG), Random(number).randbytes(len(BIG)))
             await trio.sleep(70)
         assert len(parts.staging.files[F].layers) <= 2, "each holds a descriptor"
         down.clear()
@@ -515,7 +547,7 @@ async def test_a_writer_of_too_many_files_is_told_when_none_can_be_committed(wor
         nursery.start_soon(parts.writeback.run)
         began = trio.current_time()
         for ino in inos[: FILES_MAX + 1]:
-            parts.write(ino, 0, BIG)
+            parts.write(ino, 0, BIG[: INLINE_MAX + 1])
         with pytest.raises(Unavailable):
             await parts.writeback.bound(inos[FILES_MAX])
         assert len(parts.staging.files) == FILES_MAX + 1

@@ -9,6 +9,7 @@ from tests.simulation.invariants import (
     counters,
     fences,
     leases,
+    mirror,
     once,
     placement,
     quiet,
@@ -22,6 +23,7 @@ Check = Callable[[Evidence], list[str]]
 
 EVERY: tuple[Check, ...] = (
     placement.check,
+    mirror.check,
     once.check,
     fences.check,
     tree.check,

@@ -20,7 +20,7 @@ def large_of(number: int) -> bytes:
 
 def check(evidence: Evidence) -> list[str]:
     """Records, numbers and names that are missing, and records that are there twice."""
-    tree = Dictionary(evidence.fetch)
+    tree = Dictionary(evidence.recall, evidence.witness.late)
     for entry in evidence.entries:
         tree.apply(entry)
     wrong = _records(evidence, tree.nodes[evidence.ledger].body)

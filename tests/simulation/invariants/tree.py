@@ -11,7 +11,7 @@ from tests.simulation.evidence import Evidence
 def check(evidence: Evidence) -> list[str]:
     """Inodes that differ, and transactions of which only one of the two says that they took effect."""
     wrong = []
-    tables, model = open_tables(None), Dictionary(evidence.fetch)
+    tables, model = open_tables(None), Dictionary(evidence.recall, evidence.witness.late)
     for number, entry in enumerate(evidence.entries, 1):
         before = {session: model.seen[session] for session in model.seen}
         outcomes = apply_entry(tables, entry, Position(number))
