@@ -61,8 +61,8 @@ def mounts_left(directory: Path) -> list[str]:
 def unmount_all(directory: Path) -> None:
     """End the mounts of killed daemons, as a host's kernel does when it ends itself.
 
-    While a thread of a daemon is in a call on the daemon's own mount, and the guard was killed with the daemon, nothing else
-    would: the two wait for each other, and cannot be killed.
+    While a daemon's thread is telling the kernel what to forget, and the guard was killed with the daemon, nothing else would:
+    it waits for who works in that directory, and that one for the daemon, and neither can be killed.
     """
     for point in mounts_left(directory):
         failed = _libc.umount2(os.fsencode(point), MNT_FORCE | MNT_DETACH)

@@ -57,16 +57,18 @@ class Shared:
 
 
 @pytest.fixture(params=["postgres", "s3"])
-def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shared]:
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     """A workspace of the test's own, mounted nowhere."""
     if plain_directory():
         pytest.skip("AGENTFS_TEST_DIR is a plain directory: it has no journal")
+    # The path of a socket is to be in it, and must be short.
+    place = tmp_path_factory.mktemp("j")
     if request.param == "s3":
         [region] = request.getfixturevalue("regions")(1)
-        made = Shared(tmp_path, region.url("agents/demo"), [])
+        made = Shared(place, region.url("agents/demo"), [])
     else:
         server = shared_server()
-        made = Shared(tmp_path, server.url(server.new_database()), [str(tmp_path / "disk-1"), str(tmp_path / "disk-2")])
+        made = Shared(place, server.url(server.new_database()), [str(place / "disk-1"), str(place / "disk-2")])
     yield made
     made.discard()
 

@@ -190,7 +190,7 @@ async def test_quorum_closes_without_the_third_and_fills_it_later(unmounted: Mou
         assert mirrored_in(directory) == journal
 
 
-async def test_in_s3_a_close_is_a_put_for_each_replica(unmounted: Mount, regions: MakeRegions) -> None:
+async def test_in_s3_a_close_is_a_put_for_each_replica(regions: MakeRegions, unmounted: Mount) -> None:
     servers = regions(2)
     unmounted.cli.environment.update(servers[0].environment)
     urls = [server.url(unmounted.base.name) for server in servers]
@@ -204,7 +204,7 @@ async def test_in_s3_a_close_is_a_put_for_each_replica(unmounted: Mount, regions
     assert state_of(unmounted, 1)["mirrored"] == unmounted.status()["position"]
 
 
-def test_over_a_journal_in_s3_the_mirror_follows(unmounted: Mount, regions: MakeRegions) -> None:
+def test_over_a_journal_in_s3_the_mirror_follows(regions: MakeRegions, unmounted: Mount) -> None:
     (server,) = regions(1)
     unmounted.cli.environment.update(server.environment)
     url = server.url(unmounted.base.name)

@@ -19,7 +19,7 @@ PACKED_SECONDS = 120
 
 
 @pytest.fixture
-def on_s3(unmounted: Mount, regions: MakeRegions) -> Callable[..., tuple[Mount, Region]]:
+def on_s3(regions: MakeRegions, unmounted: Mount) -> Callable[..., tuple[Mount, Region]]:
     """Makes a workspace on one S3 server, and mounts it."""
 
     def make(*options: str) -> tuple[Mount, Region]:

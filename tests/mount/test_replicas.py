@@ -256,7 +256,7 @@ def test_a_replica_is_found_where_the_file_says(unmounted: Mount) -> None:
 
 
 @pytest.fixture
-def on_s3(unmounted: Mount, regions: MakeRegions) -> Callable[..., tuple[Mount, list[Region]]]:
+def on_s3(regions: MakeRegions, unmounted: Mount) -> Callable[..., tuple[Mount, list[Region]]]:
     """Makes a workspace on three S3 servers that survives the loss of one; not mounted yet."""
 
     def make(*options: str) -> tuple[Mount, list[Region]]:
@@ -352,7 +352,7 @@ def keys_in(region: Region) -> list[str]:
     return [each["Key"] for each in region.client.list_objects_v2(Bucket=region.bucket).get("Contents", [])]
 
 
-def test_creating_where_it_cannot_be_leaves_nothing(unmounted: Mount, regions: MakeRegions) -> None:
+def test_creating_where_it_cannot_be_leaves_nothing(regions: MakeRegions, unmounted: Mount) -> None:
     one, two = regions(2)
     unmounted.cli.environment.update(one.environment)
 
@@ -385,7 +385,7 @@ def test_creating_where_it_cannot_be_leaves_nothing(unmounted: Mount, regions: M
     assert (again.returncode, "replica 1 of workspace w" in again.stderr) == (4, True)
 
 
-def test_a_directory_and_s3_side_by_side(unmounted: Mount, regions: MakeRegions) -> None:
+def test_a_directory_and_s3_side_by_side(regions: MakeRegions, unmounted: Mount) -> None:
     [one] = regions(1)
     unmounted.cli.environment.update(one.environment)
     unmounted.create()
