@@ -78,6 +78,8 @@ class Names:
         send = self._submit_soon if not wait else core.committer.decide if stat.S_ISREG(mode) else core.committer.commit
 
         async def attempt() -> Inode:
+            # Numbers belong to the session that sends them: those of a lost one may be taken by a copy of it.
+            await core.committer.throttle()
             ino = core.new_ino()
             change = Make(parent, name, ino, mode, uid, gid, rdev, target, core.runtime.now_ns())
             await send([change])

@@ -1,6 +1,7 @@
 """Membership: what becomes of a mount whose session was declared dead, or is used by a copy of it."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from agentfs.model.changes import Fence
 from agentfs.model.codec import encode_entry
 from agentfs.model.entry import Entry, Transaction
 from agentfs.model.errors import AgentfsError, Fenced
-from agentfs.model.ids import ROOT_INO, SessionId, TxnNumber
+from agentfs.model.ids import ROOT_INO, SessionId, TxnNumber, first_ino
 from agentfs.model.session import FENCED, OPEN
 from agentfs.state.checksum import checksum
 from tests.simulation.entries import make
@@ -230,6 +231,29 @@ async def test_a_copy_of_the_session_makes_the_mount_take_another(shared: Shared
         assert mine is not None
         assert theirs is not None
         assert (theirs.ino, mine.ino) == (ino, made.ino)
+
+
+@in_virtual_time
+async def test_what_is_made_while_there_is_no_session_gets_a_number_of_the_next(shared: Shared, tmp_path: Path) -> None:
+    async with open_mount(shared, tmp_path) as mount, trio.open_nursery() as nursery:
+        before = mount.session
+        gate = mount.cable.held["append"] = trio.Event()
+        await shared.fence(before)
+        with trio.fail_after(10):
+            while not mount.workspace._core.committer.lost:
+                await trio.sleep(0.01)
+        for name, wait in ((b"waits", True), (b"does not", False)):
+            make_it = partial(mount.workspace.names.make, ROOT_INO, name, DIRECTORY, uid=0, gid=0, wait=wait)
+            nursery.start_soon(make_it)
+        await trio.sleep(0.1)
+        mount.cable.held.clear()
+        gate.set()
+        await trio.sleep(5)
+        tables = shared.tables()
+        for name in (b"waits", b"does not"):
+            made = tables.dentry(ROOT_INO, name)
+            assert made is not None
+            assert made.ino >= first_ino(mount.session)
 
 
 @in_virtual_time
