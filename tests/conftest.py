@@ -10,9 +10,23 @@ from tests.regions import region_servers, regions  # noqa: F401
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the mount tests run over S3."""
+    """Let the mount tests run over S3, and the long tests run at all."""
+    parser.addoption("--long", action="store_true", help="run the tests marked long, too: the others are to take 25 minutes")
     about = "where the mount tests keep their workspaces: in directories, or in two S3 regions"
     parser.addoption("--replicas", choices=["directories", "s3"], default="directories", help=about)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers that any test may have."""
+    config.addinivalue_line("markers", "long: takes minutes, and something shorter shows most of it; needs --long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long, unless it is asked for."""
+    if not config.getoption("long"):
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.fixture(autouse=True)

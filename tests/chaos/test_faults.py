@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -16,11 +15,6 @@ from tests.chaos.reader import read
 from tests.chaos.world import OPTIONS, World, opened
 from tests.mount.place import NAME, wait_until
 from tests.mount.small_disk import fill, small_disk
-
-LONG = pytest.mark.skipif(
-    "AGENTFS_CHAOS_ROUNDS" not in os.environ,
-    reason="a part of long runs, which AGENTFS_CHAOS_ROUNDS asks for: the whole suite is to take 25 minutes",
-)
 
 TIMEOUT_SECONDS = 15.0
 """The `--timeout` of the mounts: longer than anybody has to wait here."""
@@ -122,7 +116,7 @@ def test_access_is_denied_and_given_back(world: World, files: Files) -> None:
     assert read(world.far.path / "refused") == bytes(200_000), "what was staged went out"
 
 
-@LONG
+@pytest.mark.long
 def test_a_bucket_is_gone_and_its_replica_is_made_anew(world: World, files: Files) -> None:
     world.create("quorum")
     world.near.mount(*OPTIONS)
@@ -144,7 +138,7 @@ def test_a_bucket_is_gone_and_its_replica_is_made_anew(world: World, files: File
     files.assert_right(world.far.path)
 
 
-@LONG
+@pytest.mark.long
 def test_a_full_replica(tmp_path_factory: pytest.TempPathFactory) -> None:
     base = tmp_path_factory.mktemp("full")
     with small_disk(base / "small", size_mib=24) as small, opened(base, []) as world:
@@ -221,7 +215,7 @@ def test_a_replica_that_is_slow_or_silent_holds_nobody(world: World, files: File
 # ---- writes that find too few
 
 
-@LONG
+@pytest.mark.long
 def test_sync_writes_fail_in_time_and_go_out_later(world: World, files: Files) -> None:
     """On one mount with EIO, on the other as if the filesystem were read-only."""
     world.create("sync")

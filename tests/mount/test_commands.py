@@ -304,7 +304,8 @@ def test_status(unmounted: Mount) -> None:
     ]
     assert [(replica["state"], replica["missing_segments"]) for replica in status["replicas"]] == [("up", 0), ("up", 0)]
     assert NAME in unmounted.cli.check("status", unmounted.path)
-    assert NAME in unmounted.cli.check("status")
+    # Other mounts of this machine are in it, and one of them may just be dead.
+    assert NAME in unmounted.cli.run("status").stdout
 
 
 def test_log(unmounted: Mount) -> None:

@@ -79,7 +79,7 @@ def attributes(top: Path) -> list[str]:
 @pytest.mark.parametrize(
     "part",
     [
-        pytest.param((), id="everything", marks=pytest.mark.slow),
+        pytest.param((), id="everything", marks=pytest.mark.long),
         pytest.param(("--wildcards", "*/README.rst", "*/django/db/*"), id="part", marks=pytest.mark.over_s3),
     ],
 )
