@@ -26,7 +26,7 @@ that asked to be scheduled.
 """
 
 BURST = 32
-ROUNDS_PER_SECOND = 100.0
+ROUNDS_PER_SECOND = 30.0
 """How often the kernel is told when nobody waits for it: at once so many times, and then so many times a second."""
 
 Args = TypeVarTuple("Args")

@@ -180,7 +180,7 @@ class SqliteJournal:
         async with self._writer_lock:
             self._refuse_when_closed()
             # Two threads waking each other cost more than a fast disk's synchronisation; a slow one must not hold up the loop.
-            if size <= IN_PLACE_BYTES and self._writes.are_fast and self._turn.take_at_once():
+            if size <= IN_PLACE_BYTES and self._writes.are_fast and self._turn.take_soon():
                 try:
                     if self._begin_at_once():
                         return self._finish(function, ring)

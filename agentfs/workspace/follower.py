@@ -14,7 +14,7 @@ PAUSE_MAX_SECONDS = 2.0
 """How long the follower waits after a failure of the journal before it asks again, at first and at most."""
 
 BURST = 32
-LOOKS_PER_SECOND = 100.0
+LOOKS_PER_SECOND = 30.0
 """How often the follower applies what others appended: at once so many times, and then so many times a second.
 
 In a storm each look takes many entries then. Whoever needs to see everything looks on its own (`reach_tail`).
