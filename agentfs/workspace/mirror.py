@@ -195,7 +195,9 @@ class Mirror:
         await self._begin()
         while True:
             await self._wait_for_work()
-            while self._is_due() and await self._put_next():
+            # What comes while this is put gathers for the next time.
+            gathered = self.tail
+            while self._is_due(gathered) and await self._put_next():
                 pass
 
     async def _wait_for_work(self) -> None:
@@ -203,11 +205,12 @@ class Mirror:
             await self._wanted.wait()
         self._wanted = trio.Event()
 
-    def _is_due(self) -> bool:
+    def _is_due(self, gathered: Position) -> bool:
+        """Whether somebody waits, or entries up to `gathered` are to be put that nobody waits for."""
         if any(waiter.position > self.position and not waiter.done.is_set() for waiter in self._waiters):
             return True
         rested = self._runtime.boottime() >= self._not_before
-        return rested and self.position < self.tail and self._replicas.reachable and self.elected()
+        return rested and self.position < gathered and self._replicas.reachable and self.elected()
 
     def _put_now(self, position: Position) -> bool:
         """Put everything behind the mirror's position in this very step, if that can be done; whether that was enough."""

@@ -189,6 +189,20 @@ async def test_what_nobody_waits_for_is_put_by_the_keeper_soon_and_together() ->
 
 
 @in_virtual_time
+async def test_what_comes_while_something_nobody_waits_for_is_put_gathers_for_the_next_time() -> None:
+    async with mirroring(log_of(3, mirrored=3), waits=False) as made:
+        made.keeper = True
+        for store in made.replicas.all:
+            store.put_seconds = 0.1
+        for _ in range(200):
+            made.append()
+            await trio.sleep(0.05)
+        await trio.sleep(2 * GATHER_SECONDS)
+        assert set(range(4, 204)) == set(held(made.replicas.one))
+        assert made.replicas.one.puts <= 200 * 0.05 / GATHER_SECONDS + 1
+
+
+@in_virtual_time
 async def test_what_nobody_waits_for_is_not_asked_of_the_dead_again_and_again() -> None:
     async with mirroring(log_of(1), timeout=5) as made:
         made.keeper = True
