@@ -166,11 +166,22 @@ def _user() -> "pwd.struct_passwd | None":
     return pwd.getpwnam("postgres") if os.geteuid() == 0 else None
 
 
-@functools.cache
+def has_postgres() -> bool:
+    """Whether there is a server to start."""
+    return _programs() is not None
+
+
 def _binaries() -> Path:
+    if (found := _programs()) is None:
+        pytest.skip("needs PostgreSQL's server")
+    return found
+
+
+@functools.cache
+def _programs() -> Path | None:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[4]))
     if found:
         return found[-1].parent
     if (on_path := shutil.which("postgres")) is not None:
         return Path(on_path).parent
-    pytest.skip("needs PostgreSQL's server")
+    return None

@@ -11,6 +11,7 @@ from pathlib import Path
 from scripts.benchmarks.big_file import BigFile
 from scripts.benchmarks.chart import drawn
 from scripts.benchmarks.edits import Edits
+from scripts.benchmarks.engines import Engines
 from scripts.benchmarks.failover import Failover
 from scripts.benchmarks.first_byte import FirstByte
 from scripts.benchmarks.ground import open_ground
@@ -39,6 +40,7 @@ TRIALS: tuple[Trial, ...] = (
     Edits(),
     BigFile(),
     Start(),
+    Engines(),
     Streaming(),
     FirstByte(),
     SmallFiles(),

@@ -3,7 +3,7 @@
 from scripts.benchmarks.ground import TWO_MOUNTS
 from scripts.benchmarks.locking import KINDS, lock, released, woken
 from scripts.benchmarks.phase import Place, Stage, in_turn, make, opened, settle
-from scripts.benchmarks.series import Aim, Findings, Tally, median
+from scripts.benchmarks.series import Aim, Findings, Series, Tally, median
 
 HANDOFF_MS = 5
 
@@ -17,14 +17,18 @@ class Handoff:
 
     def run(self, stage: Stage, rounds: int) -> Findings:
         """Two processes in each place, for each kind of lock."""
+        series = self.measured(stage, rounds)
+        aims = (Aim(f"{kind}, {TWO_MOUNTS}", median(series, kind, TWO_MOUNTS) / 1e6, HANDOFF_MS, "ms") for kind in KINDS)
+        return Findings(self.name, series, tuple(aims))
+
+    def measured(self, stage: Stage, rounds: int) -> tuple[Series, ...]:
+        """How long it took in each place."""
         pairs = {(place, kind): _Pair(stage, place, kind) for place in stage.places for kind in KINDS}
         tally = Tally()
         for _, place in in_turn(stage.places, rounds):
             for kind in KINDS:
                 tally.add(kind, place.name, [pairs[place, kind].hand_over()])
-        series = tally.series()
-        aims = (Aim(f"{kind}, {TWO_MOUNTS}", median(series, kind, TWO_MOUNTS) / 1e6, HANDOFF_MS, "ms") for kind in KINDS)
-        return Findings(self.name, series, tuple(aims))
+        return tally.series()
 
 
 class _Pair:

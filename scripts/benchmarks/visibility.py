@@ -7,7 +7,7 @@ from time import perf_counter_ns
 
 from scripts.benchmarks.ground import TWO_MOUNTS
 from scripts.benchmarks.phase import Place, Stage, in_turn, settle
-from scripts.benchmarks.series import Aim, Findings, Tally, median
+from scripts.benchmarks.series import Aim, Findings, Series, Tally, median
 from scripts.benchmarks.watching import forget, moment, new_moment, saw_closed, saw_content, saw_size
 from scripts.benchmarks.worker import Worker
 
@@ -24,6 +24,12 @@ class Visibility:
 
     def run(self, stage: Stage, rounds: int) -> Findings:
         """A writer and a reader in each place."""
+        series = self.measured(stage, rounds)
+        aim = Aim(f"{READABLE}, {TWO_MOUNTS}", median(series, READABLE, TWO_MOUNTS) / 1e6, READABLE_MS, "ms")
+        return Findings(self.name, series, (aim,))
+
+    def measured(self, stage: Stage, rounds: int) -> tuple[Series, ...]:
+        """How long it took in each place."""
         shared = new_moment(stage.scratch / "moment")
         pairs = {place: _Pair(stage, place, shared) for place in stage.places}
         tally = Tally()
@@ -36,9 +42,7 @@ class Visibility:
                 seen, closing, closed = pair.watch(what.rpartition(" ")[2], content, look, sign)
                 tally.add(what, place.name, [seen - closing])
                 tally.add(CLOSE, place.name, [closed - closing])
-        series = tally.series()
-        aim = Aim(f"{READABLE}, {TWO_MOUNTS}", median(series, READABLE, TWO_MOUNTS) / 1e6, READABLE_MS, "ms")
-        return Findings(self.name, series, (aim,))
+        return tally.series()
 
 
 class _Pair:
