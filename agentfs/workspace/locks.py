@@ -279,7 +279,8 @@ class Locks:
 
     def _is_behind(self, file: FileLocks, waiter: Waiter) -> bool:
         """Whether somebody who came earlier waits for what this one wants."""
-        return any(is_in_the_way(other, waiter) for other in file.line[: file.line.index(waiter)])
+        ahead = file.line[: file.line.index(waiter)]
+        return any(is_in_the_way(other, waiter) and not _asked_later(other, waiter) for other in ahead)
 
     def _is_deadlock(self, file: FileLocks, waiter: Waiter) -> bool:
         if waiter.key[1] != POSIX:
@@ -447,3 +448,10 @@ class Locks:
         for waiter in file.line if file else []:
             if waiter.number == change.number:
                 waiter.blocker = Lock(NOBODY, change.held, change.pid if here else 0, 0)
+
+
+def _asked_later(other: Waiter, waiter: Waiter) -> bool:
+    """Whether both asked the journal, this one first: it may have come later and been ready earlier, and the journal's order
+    is the one that others go by.
+    """
+    return other.number is not None and waiter.number is not None and waiter.number < other.number

@@ -192,6 +192,28 @@ async def test_the_holders_own_processes_do_not_pass_a_mount_that_waits(shared: 
 
 
 @in_virtual_time
+async def test_who_came_first_and_asked_the_journal_second_stops_nobody(shared: Shared, tmp_path: Path) -> None:
+    """A process that has its place here but does not know yet that State is at the tail asks after the one behind it."""
+    async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+        a, b = await mounts(stack, shared, tmp_path)
+        asking = Asking(nursery)
+        await a.lock(1)
+        early = b.begin(2)
+        await asking.ask("b's second", lambda: b.lock(3))
+        await asking.ask("a's other", lambda: a.lock(4))
+        await asking.ask("b's first", lambda: b.workspace.locks.finish(early))
+        a.unlock(1)
+        await trio.sleep(1)
+        assert asking.granted == ["b's second"]
+        b.unlock(3)
+        await trio.sleep(1)
+        assert asking.granted == ["b's second", "a's other"]
+        a.unlock(4)
+        await trio.sleep(1)
+        assert asking.granted == ["b's second", "a's other", "b's first"]
+
+
+@in_virtual_time
 async def test_who_gives_up_leaves_no_trace_in_the_queue(shared: Shared, tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
         a, b, c = await mounts(stack, shared, tmp_path, 3)
