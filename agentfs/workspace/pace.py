@@ -14,9 +14,12 @@ class Pace:
         self._counted = runtime.boottime()
 
     def count(self) -> float:
-        """Count one; return the seconds to wait before it is done, 0 nearly always."""
+        """Count one; return the seconds to wait before it is done, 0 nearly always, and never more than from one to the next.
+
+        Whoever cannot wait that long, and does it at once all the same, does not make later ones wait for it.
+        """
         now = self._runtime.boottime()
         self._allowance = min(self._burst, self._allowance + (now - self._counted) * self._per_second)
         self._counted = now
-        self._allowance -= 1
+        self._allowance = max(-1.0, self._allowance - 1)
         return max(0.0, -self._allowance / self._per_second)
